@@ -1,0 +1,306 @@
+"""The `unclip` command. Every command is a few lines over the package; heavy imports wait until a command needs them."""
+
+import errno
+import sys
+import tomllib
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import App, CycloptsError, Group, Parameter
+from rich.console import Console
+from rich.table import Table
+
+from unclip.files import UnclipError, read_json, write_json
+
+if TYPE_CHECKING:
+    from unclip.config import RunConfig
+
+USER_ERROR, INTERRUPTED = 2, 130
+RUN_CONFIG = "run.json"  # the config that a root was last worked on with
+
+HELP = """Train and use your own unCLIP (DALL-E 2): from captioned images to a text-to-image model.
+
+A run goes through stages, each of which leaves a result under one root: source, download, clip, embed, index, prior, decoder, evaluate. `unclip run` does all that is not yet done; each stage is also a command of its own. Stop any of them at any moment: the same command goes on.
+
+    unclip run --preset demo                               the embedded shapes, ten minutes
+    unclip run --source my.parquet --root data/mine        your own links and captions
+    unclip generate "a large red star" --root data/demo    pictures
+    unclip inspect data/demo                               what lies where
+
+Any setting can be given by its section and name, such as --prior.depth 8 or --decoder.training.num_steps 5000; --dry-run shows them all.
+"""
+
+app = App(name="unclip", help=HELP, help_format="markdown", version_flags=["--version"])
+train_app = App(name="train", help="Train a model of the pipeline on what is there.")
+app.command(train_app)
+
+STAGES = Group("Stages", sort_key=1)
+USE = Group("Using the models", sort_key=2)
+
+Preset = Annotated[str, Parameter(help="A preset to start from: demo, small, shapes, tiny, emoji.")]
+ConfigFile = Annotated[Path | None, Parameter(name="--config", help="A TOML (or JSON) file of settings, over the preset.")]
+Root = Annotated[str, Parameter(help="The folder of the data set; it remembers its config, so that later commands need no other option.")]
+Source = Annotated[str, Parameter(help="A table of links and captions (.parquet, .csv, .tsv, .jsonl) or a folder of captioned images.")]
+Column = Annotated[str, Parameter(help="The column's name in the source table.")]
+DryRun = Annotated[bool, Parameter(negative=(), help="Show the resolved config and what would be done, and do nothing.")]
+
+_console = Console()
+_settings: dict[str, Any] = {}  # the --section.name options of this command line
+
+
+def _resolve(preset: str = "", file: Path | None = None, root: str = "", source: str = "", url_column: str = "", caption_column: str = "", world: str = "") -> "RunConfig":
+    """The config of a command: preset and file, or else what the root remembers, with single settings over it."""
+    from unclip.config import load_config
+
+    settings = dict(_settings)
+    named = {"root": root, "source.path": source, "source.url_column": url_column, "source.caption_column": caption_column, "world.name": world}
+    settings |= {name: value for name, value in named.items() if value}
+    if source:
+        settings["world"] = None
+    remembered = Path(root or "") / RUN_CONFIG
+    if root and not preset and file is None and remembered.is_file():
+        file = remembered
+    return load_config(preset=preset, file=file, settings=settings)
+
+
+def _remember(config: "RunConfig") -> None:
+    from unclip.config import as_dict
+
+    path, content = Path(config.root) / RUN_CONFIG, as_dict(config)
+    if not path.is_file() or read_json(path) != content:
+        write_json(path, content)
+
+
+def _show_plan(config: "RunConfig") -> None:
+    from unclip.config import as_dict
+    from unclip.stages import STAGES, is_done, paths_of
+
+    _console.print_json(data=as_dict(config))
+    table = Table("stage", "would be", "folder", "what it does", title="Nothing was done; this would be:", title_justify="left")
+    for name, stage in STAGES.items():
+        table.add_row(name, "skipped, it is done" if is_done(name, config) else "run", str(stage.folder(paths_of(config))), stage.does)
+    _console.print(table)
+
+
+def _show_results(config: "RunConfig") -> None:
+    from unclip.stages import paths_of
+
+    report = paths_of(config).report
+    _console.print(f"pictures: [bold]{report / 'grid.png'}[/]\nreport:   [bold]{report / 'index.html'}[/]", highlight=False)
+
+
+@app.command(group=STAGES)
+def run(
+    *, preset: Preset = "", config: ConfigFile = None, root: Root = "", source: Source = "", url_column: Column = "", caption_column: Column = "", world: Literal["", "shapes", "emoji"] = "",
+    dry_run: DryRun = False,
+) -> None:  # fmt: skip
+    """Run the whole pipeline: every stage that is not yet done, as one Prefect flow.
+
+    Parameters
+    ----------
+    world
+        An embedded data set instead of a source of your own.
+    """
+    resolved = _resolve(preset, config, root, source, url_column, caption_column, world)
+    if not resolved.source.path and resolved.world is None:
+        raise UnclipError("expected a source: give --source TABLE_OR_FOLDER, or --preset demo for the embedded data set")
+    if dry_run:
+        _show_plan(resolved)
+        return
+    from unclip.stages import pending
+
+    if not pending(resolved):
+        _console.print("All stages are done; nothing was to do.")
+    else:
+        from flows.environment import prepare
+
+        _remember(resolved)
+        prepare(Path(resolved.root))
+        from flows.everything import everything
+
+        everything(resolved)
+    _show_results(resolved)
+
+
+def _stage(name: str, config: "RunConfig", dry_run: bool) -> None:
+    if dry_run:
+        _show_plan(config)
+        return
+    from unclip.stages import STAGES, paths_of, run_stage
+
+    _remember(config)
+    manifest, worked = run_stage(name, config)
+    counts = manifest.counts
+    rejected = sum(counts.get("rejected", {}).values())
+    numbers = f"{counts['kept']:,} of {counts['rows_in']:,} rows kept, {rejected:,} rejected" if "kept" in counts else ""
+    state = f"done in {manifest.seconds:.0f} s" if worked else "was done already"
+    _console.print(f"{name}: {state}. {numbers}\n  {STAGES[name].folder(paths_of(config))}", highlight=False)
+
+
+def _add_stage(name: str, help_text: str, to: App) -> None:
+    def command(
+        *, preset: Preset = "", config: ConfigFile = None, root: Root = "", source: Source = "", url_column: Column = "", caption_column: Column = "", dry_run: DryRun = False
+    ) -> None:
+        _stage(name, _resolve(preset, config, root, source, url_column, caption_column), dry_run)
+
+    command.__doc__ = help_text
+    to.command(command, name=name, group=STAGES if to is app else None)
+
+
+_add_stage("source", "Read a table of links and captions, or a folder of captioned images; reject what can't be used, with a reason.", app)
+_add_stage("download", "Fetch the pictures with img2dataset into WebDataset shards.", app)
+_add_stage("clip", "Train a small CLIP on the shards, or take one from open_clip (--clip.model, --clip.pretrained).", app)
+_add_stage("embed", "Embed pictures and captions with CLIP into the Parquet store.", app)
+_add_stage("index", "Build the FAISS index over the image embeddings and measure its recall.", app)
+_add_stage("prior", "Train the prior: from a caption to a CLIP image embedding.", train_app)
+_add_stage("decoder", "Train the decoder: from a CLIP image embedding and the caption to a picture.", train_app)
+_add_stage("evaluate", "Generate from held-out captions, measure, and write the report.", app)
+
+
+@app.command(group=USE)
+def generate(
+    caption: str, /, *, root: Root, num: int = 4, seed: int = 0, out: Path = Path("generated.png"), prior: Literal["diffusion", "linear", "none"] = "diffusion",
+) -> None:  # fmt: skip
+    """Make pictures of a caption.
+
+    Writes a contact sheet to OUT, and beside it the settings with the similarity of every candidate (OUT with .json) and the candidates themselves (OUT with .parquet).
+
+    Parameters
+    ----------
+    caption
+        What the pictures shall show.
+    num
+        How many pictures.
+    seed
+        The same seed gives the same pictures.
+    out
+        The contact sheet to write.
+    prior
+        diffusion; or for comparison linear, or none: the text embedding as if it were an image embedding.
+    """
+    import dataclasses
+
+    from unclip import generate as generation
+    from unclip.evaluation.pictures import contact_sheet
+    from unclip.evaluation.records import write_generation
+    from unclip.stages import load_models
+
+    if num < 1:
+        raise UnclipError(f"--num must be at least 1, got {num}")
+    config = _resolve(root=root)
+    sampling = dataclasses.replace(config.generate, seed=seed)
+    made = generation.generate(load_models(config, prior), [caption] * num, sampling)
+    labels = [f"similarity {values.max():.3f}" for values in made.similarities]
+    write_generation(out, contact_sheet(made.pictures, labels, columns=min(num, 8)), made, sampling, prior)
+    _console.print(f"{num} pictures: [bold]{out}[/]\nsettings and candidates: {out.with_suffix('.json')}, {out.with_suffix('.parquet')}", highlight=False)
+
+
+@app.command(group=USE)
+def search(text: str = "", /, *, root: Root, image: Path | None = None, k: Annotated[int, Parameter(name=["-k", "--k"])] = 5, out: Path = Path("search.png")) -> None:
+    """Find the nearest pictures to a caption or to a picture.
+
+    Parameters
+    ----------
+    text
+        The caption to search by.
+    image
+        A picture to search by, instead of a caption.
+    k
+        How many.
+    out
+        The contact sheet to write.
+    """
+    from unclip.clip import load_clip
+    from unclip.data.index import open_index
+    from unclip.evaluation.pictures import contact_sheet
+    from unclip.files import replacing
+    from unclip.search import embed_query, pictures_of
+    from unclip.search import search as find
+    from unclip.stages import paths_of
+
+    config = _resolve(root=root)
+    paths = paths_of(config)
+    index = open_index(paths.index)
+    hits = find(index, embed_query(load_clip(paths.clip), text=text, image=image), k)
+    table = Table("score", "key", "split", "caption", "link")
+    for hit in hits:
+        table.add_row(f"{hit.score:.4f}", hit.key, hit.split, hit.caption, hit.url)
+    _console.print(table)
+    pictures = pictures_of(paths.shards, [hit.key for hit in hits], config.decoder.network.unet.image_size)
+    sheet = contact_sheet(pictures, [f"{hit.score:.3f} {hit.caption}" for hit in hits], columns=min(len(hits), 5))
+    with replacing(out) as aside:
+        sheet.save(aside, format="PNG")
+    _console.print(f"contact sheet: [bold]{out}[/]", highlight=False)
+
+
+@app.command(group=USE)
+def inspect(path: Path, /) -> None:
+    """Show what a result folder holds: a root, a stage, the embedding store, a checkpoint.
+
+    Parameters
+    ----------
+    path
+        The folder.
+    """
+    from unclip.evaluation.inspect import inspect as describe
+
+    _console.print(describe(path))
+
+
+def split_settings(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Takes the `--section.name value` options out of a command line: the other arguments, and the settings.
+
+    Raises:
+        UnclipError: a setting has no value.
+    """
+    others: list[str] = []
+    settings: dict[str, Any] = {}
+    waiting = iter(arguments)
+    for argument in waiting:
+        name, equals, value = argument.partition("=")
+        if not (name.startswith("--") and "." in name):
+            others.append(argument)
+            continue
+        if not equals:
+            try:
+                value = next(waiting)
+            except StopIteration:
+                raise UnclipError(f"expected a value after {name}, such as {name} 8") from None
+        settings[name.removeprefix("--").replace("-", "_")] = _value(value)
+    return others, settings
+
+
+def _value(text: str) -> Any:
+    """A value as TOML reads it (8, 1e-3, true, [1, 2], "text"), and anything else as text."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def main() -> None:
+    """The entry point: one line for what the user can put right, a traceback only with --debug."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    try:
+        others, settings = split_settings(arguments)
+        _settings.update(settings)
+        app(others, exit_on_error=False, print_error=False)
+    except KeyboardInterrupt:
+        _leave("stopped; what was done is kept, and the same command goes on", INTERRUPTED, debug)
+    except CycloptsError as error:
+        _leave(f"{error}\n(unclip --help shows the commands)", USER_ERROR, debug)
+    except UnclipError as error:
+        _leave(str(error), INTERRUPTED if type(error).__name__ == "Interrupted" else USER_ERROR, debug)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _leave("the disk is full; free some space, and the same command goes on", USER_ERROR, debug)
+
+
+def _leave(message: str, code: int, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    print(f"unclip: {message}", file=sys.stderr, flush=True)
+    raise SystemExit(code)

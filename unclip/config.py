@@ -1,0 +1,163 @@
+"""The one config of a whole run: its sections, presets, TOML files and settings from the command line, strictly checked."""
+
+import difflib
+import json
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from unclip.data.download import DownloadConfig
+from unclip.data.embed import EmbedConfig
+from unclip.data.index import IndexConfig
+from unclip.data.source import SourceConfig
+from unclip.evaluation.config import EvaluateConfig
+from unclip.files import UnclipError
+from unclip.generate import GenerateConfig
+from unclip.training.clip import ClipConfig
+from unclip.training.decoder import DecoderStageConfig
+from unclip.training.prior import PriorConfig
+from unclip.worlds.write import WorldConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that a run is made of, one section a stage.
+
+    Attributes:
+        root: the folder that holds all results of one data set.
+        world: the embedded data set to make and use as the source; none where `source.path` is given.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    root: str = "data/run"
+    world: WorldConfig | None = None
+    source: SourceConfig = field(default_factory=SourceConfig)
+    download: DownloadConfig = field(default_factory=DownloadConfig)
+    clip: ClipConfig = field(default_factory=ClipConfig)
+    embed: EmbedConfig = field(default_factory=EmbedConfig)
+    index: IndexConfig = field(default_factory=IndexConfig)
+    prior: PriorConfig = field(default_factory=PriorConfig)
+    decoder: DecoderStageConfig = field(default_factory=DecoderStageConfig)
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    def __post_init__(self) -> None:
+        if self.world is not None and self.source.path:
+            raise ValueError(f"a run has one source: expected world or source.path, got world.name={self.world.name!r} and source.path={self.source.path!r}")
+
+
+def presets() -> list[str]:
+    """The names of the presets that come with the package."""
+    return sorted(entry.name.removesuffix(".toml") for entry in resources.files("unclip.presets").iterdir() if entry.name.endswith(".toml"))
+
+
+def load_config(*, preset: str = "", file: Path | None = None, settings: Mapping[str, Any] | None = None) -> RunConfig:
+    """Preset, then file, then single settings ("prior.network.depth": 8), each over what came before.
+
+    Raises:
+        UnclipError: an unknown preset or key, or a value that is wrong; the message gives the setting's path.
+    """
+    content: dict[str, Any] = {}
+    if preset:
+        if preset not in presets():
+            raise UnclipError(f"preset must be one of {', '.join(presets())}, got {preset!r}")
+        content = tomllib.loads(resources.files("unclip.presets").joinpath(f"{preset}.toml").read_text())
+    if file is not None:
+        content = _merged(content, _read_file(file))
+    for path, value in (settings or {}).items():
+        nested: Any = value
+        for name in reversed(full_path(path).split(".")):
+            nested = {name: nested}
+        content = _merged(content, nested)
+    return check_config(content)
+
+
+def check_config(content: Mapping[str, Any]) -> RunConfig:
+    """The config that a nested mapping describes.
+
+    Raises:
+        UnclipError: one line for each wrong setting, with its path.
+    """
+    try:
+        return TypeAdapter(RunConfig).validate_python(dict(content))
+    except ValidationError as error:
+        raise UnclipError("; ".join(_explain(dict(problem)) for problem in error.errors())) from None
+
+
+def full_path(path: str) -> str:
+    """The full path of a setting that may leave out what lies between its section and its name.
+
+    "prior.depth" is "prior.network.depth", because that is the only depth in the section.
+
+    Raises:
+        UnclipError: the short form could mean several settings.
+    """
+    section, _, name = path.partition(".")
+    known = list(_leaves(RunConfig, ""))
+    if not name or path in known:
+        return path
+    meant = [leaf for leaf in known if leaf.startswith(f"{section}.") and leaf.endswith(f".{name}")]
+    if len(meant) > 1:
+        raise UnclipError(f"{path} could mean {', '.join(meant)}; give one of them in full")
+    return meant[0] if meant else path
+
+
+def _leaves(kind: Any, prefix: str) -> Iterator[str]:
+    for name, hinted in get_type_hints(kind).items():
+        inner = _dataclass_in(hinted)
+        if inner is None:
+            yield prefix + name
+        else:
+            yield from _leaves(inner, f"{prefix}{name}.")
+
+
+def _dataclass_in(hinted: Any) -> Any:
+    """The dataclass that a type hint is, or allows beside None."""
+    return next((kind for kind in (hinted, *get_args(hinted)) if is_dataclass(kind)), None)
+
+
+def _read_file(file: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(file.read_text()) if file.suffix == ".json" else tomllib.loads(file.read_text())
+        return content
+    except FileNotFoundError:
+        raise UnclipError(f"expected a config file {file}, but there is none") from None
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UnclipError(f"{file} is not {'JSON' if file.suffix == '.json' else 'TOML'}: {error}") from None
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for name, value in above.items():
+        held = merged.get(name)
+        merged[name] = _merged(held, value) if isinstance(value, Mapping) and isinstance(held, Mapping) else value
+    return merged
+
+
+def _explain(problem: Mapping[str, Any]) -> str:
+    path = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "unexpected_keyword_argument":
+        known = _names_at(list(problem["loc"][:-1]))
+        close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else f"; known here: {', '.join(known)}"
+        return f"unknown setting {path}{hint}"
+    came = f", got {problem['input']!r}" if not isinstance(problem["input"], Mapping) else ""
+    return f"{path or 'config'}: {str(problem['msg']).removeprefix('Value error, ')}{came}"
+
+
+def _names_at(path: list[Any]) -> list[str]:
+    section: Any = RunConfig
+    for name in path:
+        section = _dataclass_in(get_type_hints(section)[str(name)])
+    return sorted(get_type_hints(section))
+
+
+def as_dict(config: RunConfig) -> dict[str, Any]:
+    """The config as nested plain values, as `check_config` takes them."""
+    return asdict(config)

@@ -1,0 +1,1 @@
+"""The data stages: source, download, embed, index, and the loaders that training reads them with."""

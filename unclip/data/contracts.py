@@ -1,0 +1,94 @@
+"""What the data stages hand on: Arrow schemas, file names and the closed list of reasons for which a row is rejected."""
+
+from pathlib import Path
+from typing import Literal, get_args
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from unclip.files import UnclipError
+
+Reason = Literal[
+    # source
+    "row malformed", "url missing", "caption missing", "caption not text", "url not http(s)", "private address", "url malformed",
+    "duplicate url and caption",
+    # download
+    "not found", "forbidden", "server error", "timed out", "connection failed", "too many requests", "opted out",
+    "too large", "image broken", "image too small", "aspect ratio", "other",
+    # decoder training
+    "embedding missing", "image missing",
+]  # fmt: skip
+REASONS: tuple[str, ...] = get_args(Reason)
+
+SOURCE = pa.schema([
+    pa.field("id", pa.string(), nullable=False),  # sha256 of url and caption, 16 hexadecimal digits
+    pa.field("url", pa.string(), nullable=False),
+    pa.field("caption", pa.string(), nullable=False),
+    pa.field("split", pa.string(), nullable=False),  # "train", or the name of a held-out split
+    pa.field("shard", pa.int32(), nullable=False),  # the shard that the row goes to, for ever
+])  # fmt: skip
+
+REJECTED = pa.schema([
+    pa.field("row", pa.int64(), nullable=False),  # its number in the table that was given, from 0
+    pa.field("url", pa.string()),
+    pa.field("caption", pa.string()),
+    pa.field("reason", pa.string(), nullable=False),
+    pa.field("detail", pa.string(), nullable=False),
+])  # fmt: skip
+
+# one row for every row of the source, kept ones in the order of the tar
+SHARD = pa.schema([
+    pa.field("key", pa.string(), nullable=False),
+    pa.field("id", pa.string(), nullable=False),
+    pa.field("url", pa.string(), nullable=False),
+    pa.field("caption", pa.string(), nullable=False),
+    pa.field("split", pa.string(), nullable=False),
+    pa.field("status", pa.string(), nullable=False),  # "kept", or a Reason
+    pa.field("detail", pa.string(), nullable=False),
+    pa.field("sha256", pa.string()),  # of the bytes that were downloaded
+    pa.field("width", pa.int32()),  # of the picture in the tar
+    pa.field("height", pa.int32()),
+])  # fmt: skip
+
+
+def embedding_schema(width: int, *, text_tokens: bool) -> pa.Schema:
+    """The schema of the embedding store for a CLIP of this width; embeddings as CLIP gives them, not normalised."""
+    vector = pa.list_(pa.field("item", pa.float16(), nullable=False), width)
+    fields = [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("caption", pa.string(), nullable=False),
+        pa.field("url", pa.string(), nullable=False),
+        pa.field("sha256", pa.string(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("image_emb", vector, nullable=False),
+        pa.field("text_emb", vector, nullable=False),
+        pa.field("similarity", pa.float32(), nullable=False),
+        pa.field("token_ids", pa.list_(pa.field("item", pa.int32(), nullable=False)), nullable=False),
+    ]
+    if text_tokens:
+        fields.append(pa.field("text_tokens", pa.list_(pa.field("item", pa.float16(), nullable=False)), nullable=False))
+    return pa.schema(fields)
+
+
+def part_name(number: int) -> str:
+    """The name that a shard and everything made from it share."""
+    return f"{number:05d}"
+
+
+def read_table(path: Path, schema: pa.Schema) -> pa.Table:
+    """Reads a Parquet file of ours and checks that it has this schema.
+
+    Raises:
+        UnclipError: it is missing, broken, or has other columns.
+    """
+    try:
+        table = pq.read_table(path, page_checksum_verification=True)
+    except FileNotFoundError:
+        raise UnclipError(f"expected the table {path}, but there is none; run the stage that makes it") from None
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UnclipError(f"{path} does not read as Parquet ({error}); remove it and its .json, and run its stage again") from None
+    if not table.schema.equals(schema):
+        raise UnclipError(f"{path} has the columns {table.schema.names}, expected {schema.names} with their types; it was made by another version")
+    return table

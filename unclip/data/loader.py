@@ -1,0 +1,125 @@
+"""Training batches: pictures of the shards joined with the embedding store by key, shuffled, exact to resume.
+
+The order is a function of (seed, epoch), so batch n is the same whoever asks for it and whenever, and each sample comes
+once an epoch. The pictures of the split are held in memory as bytes: 3 KB each at 32 pixels, 12 KB at 64.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unclip.data import shards
+from unclip.data.manifest import read_part
+from unclip.data.store import Pairs, iter_batches, read_pairs
+from unclip.files import UnclipError
+from unclip.progress import progress
+
+
+@dataclass(frozen=True)
+class Joined:
+    """Training rows in memory.
+
+    Attributes:
+        pictures: (n, H, H, 3) uint8.
+        pairs: the same rows of the store.
+        rejected: how many rows were left out, by reason.
+    """
+
+    pictures: np.ndarray
+    pairs: Pairs
+    rejected: Mapping[str, int]
+
+
+def join_shards(shards_folder: Path, store: Path, *, image_size: int, split: str, text_tokens: bool) -> Joined:
+    """Decodes the pictures of one split and joins them with the store's rows by key.
+
+    A picture without an embedding, or an embedding without a picture, is left out and counted; nothing shifts.
+
+    Raises:
+        UnclipError: nothing is left.
+    """
+    pairs = read_pairs(store, split=split, text_tokens=text_tokens)
+    row_of = {key: row for row, key in enumerate(pairs.keys)}
+    others = _keys_of_other_splits(store, split)
+    pictures = np.zeros((len(pairs), image_size, image_size, 3), np.uint8)
+    found = np.zeros(len(pairs), bool)
+    unembedded = 0
+    paths = sorted(shards_folder.glob("*.tar"))
+    with progress("pictures", sum(_kept(path) for path in paths), unit="picture") as bar:
+        for path in paths:
+            for sample in shards.read_shard(path):
+                row = row_of.get(sample.key)
+                if row is not None:
+                    pictures[row] = shards.decode(sample.image, image_size)
+                    found[row] = True
+                elif sample.key not in others:
+                    unembedded += 1
+                bar.advance()
+    rows = np.flatnonzero(found)
+    if len(rows) == 0:
+        raise UnclipError(f"no picture in {shards_folder} has its key in {store} with the split {split!r}; run `unclip embed` on these shards")
+    states = [pairs.text_tokens[row] for row in rows] if pairs.text_tokens is not None else None
+    kept = Pairs(pairs.keys[rows], pairs.captions[rows], pairs.image_emb[rows], pairs.text_emb[rows], states)
+    rejected = {"embedding missing": unembedded, "image missing": len(pairs) - len(rows)}
+    return Joined(pictures[rows], kept, {reason: count for reason, count in rejected.items() if count})
+
+
+def _kept(path: Path) -> int:
+    part = read_part(path.parent, path.stem)
+    if part is None:
+        raise UnclipError(f"{path} has no record beside it, so it is not known to be whole; run `unclip download` again")
+    return part.kept
+
+
+def _keys_of_other_splits(store: Path, split: str) -> set[str]:
+    return {str(key) for batch in iter_batches(store, ["key", "split"]) for key in batch["key"][batch["split"] != split]}
+
+
+class EpochOrder:
+    """The endless sequence of row numbers: every epoch all rows once, in an order drawn from (seed, epoch)."""
+
+    def __init__(self, num_rows: int, seed: int) -> None:
+        self._num_rows = num_rows
+        self._permutation = lru_cache(maxsize=2)(lambda epoch: np.random.default_rng([seed, epoch]).permutation(num_rows))
+
+    def __getitem__(self, positions: slice) -> np.ndarray:
+        """The rows at positions [start, stop) of the sequence, which may cross epochs."""
+        wanted = np.arange(positions.start, positions.stop)
+        epochs, offsets = wanted // self._num_rows, wanted % self._num_rows
+        return np.array([self._permutation(int(epoch))[offset] for epoch, offset in zip(epochs, offsets, strict=True)])
+
+
+def batches_of(num_rows: int, batch_size: int, *, seed: int, start: int) -> Iterator[np.ndarray]:
+    """Endless batches of row numbers, from batch number `start` on."""
+    order = EpochOrder(num_rows, seed)
+    step = start
+    while True:
+        yield order[step * batch_size : (step + 1) * batch_size]
+        step += 1
+
+
+def padded_states(states: list[np.ndarray]) -> tuple[Tensor, Tensor]:
+    """Text states of differing lengths -> (B, L, S) float32 and their mask (B, L), padded to the longest."""
+    lengths = [len(state) for state in states]
+    out = torch.zeros(len(states), max(lengths), states[0].shape[1])
+    mask = torch.zeros(out.shape[:2], dtype=torch.bool)
+    for row, state in enumerate(states):
+        out[row, : lengths[row]] = torch.from_numpy(state.astype(np.float32))
+        mask[row, : lengths[row]] = True
+    return out, mask
+
+
+def as_pixels(pictures: np.ndarray) -> Tensor:
+    """(B, H, H, 3) uint8 -> (B, 3, H, H) float32 in [-1, 1]."""
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div(127.5).sub(1.0)
+
+
+def as_pictures(pixels: Tensor) -> np.ndarray:
+    """(B, 3, H, H) in [-1, 1] -> (B, H, H, 3) uint8; the inverse of `as_pixels`."""
+    scaled = pixels.float().add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+    return np.ascontiguousarray(scaled.permute(0, 2, 3, 1).cpu().numpy())

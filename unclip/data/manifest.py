@@ -1,0 +1,204 @@
+"""The record that every stage keeps of its own work: what it made, from what, and how many rows went where.
+
+A stage folder holds `manifest.json` and, for work that is cut into parts, one record a part (`00000.json`). A part's
+record is written after its files and names their hashes, so its presence means that the part is whole; a part whose
+record matches what it would be made from today is never made again.
+"""
+
+import dataclasses
+import platform
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from unclip.files import UnclipError, fingerprint, read_json, sha256_file, write_json
+
+MANIFEST = "manifest.json"
+COMMANDS = {"prior": "train prior", "decoder": "train decoder"}  # where the command is not the stage's name
+PACKAGES = ("unclip", "torch", "open_clip_torch", "img2dataset", "webdataset", "pyarrow", "faiss-cpu", "prefect", "numpy")
+
+
+def runtime(default: Any) -> Any:
+    """A config field that changes how fast or where the work is done, not what comes out: it may differ between runs."""
+    return field(default=default, metadata={"runtime": True})
+
+
+def identity(config: Any) -> dict[str, Any]:
+    """The settings of a config dataclass that decide what a stage makes: all but the `runtime` ones."""
+    chosen = (f for f in dataclasses.fields(config) if not f.metadata.get("runtime"))
+    values = ((f.name, getattr(config, f.name)) for f in chosen)
+    return {name: identity(value) if dataclasses.is_dataclass(value) else value if not isinstance(value, tuple) else list(value) for name, value in values}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One finished part. `files` maps each file's name to its [size in bytes, sha256]; `made_from` is a fingerprint."""
+
+    name: str
+    made_from: str
+    rows_in: int
+    kept: int
+    rejected: Mapping[str, int]
+    files: Mapping[str, tuple[int, str]]
+    seconds: float
+
+    @property
+    def digest(self) -> str:
+        """Changes when any byte of the part's files does."""
+        return fingerprint([self.made_from, {name: list(entry) for name, entry in self.files.items()}])
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The record of a stage. `counts` has rows_in, kept and rejected (a number a reason), and what else the stage counts.
+
+    `inputs` names what the stage read with a digest each; `digest` stands for what it left. `seconds` and
+    `peak_memory_bytes` are those of the run that finished it.
+    """
+
+    stage: str
+    config: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    finished: bool = False
+    digest: str = ""
+    counts: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    peak_memory_bytes: int = 0
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a stage folder, None where the stage has not begun there.
+
+    Raises:
+        UnclipError: it does not read as a manifest.
+    """
+    path = folder / MANIFEST
+    if not path.exists():
+        return None
+    content = read_json(path)
+    try:
+        return Manifest(**content)
+    except TypeError as error:
+        raise UnclipError(f"{path} is not a manifest of this version ({error}); remove {folder} and run its stage again") from None
+
+
+def finished_manifest(folder: Path, stage: str) -> Manifest:
+    """The manifest of a stage that must have finished.
+
+    Raises:
+        UnclipError: it has not; the message names the command to run.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None or not manifest.finished:
+        state = "there is none" if manifest is None else "that stage was stopped before its end"
+        raise UnclipError(f"expected the finished result of `unclip {COMMANDS.get(stage, stage)}` in {folder}, but {state}; run it first")
+    return manifest
+
+
+def is_current(folder: Path, stage: str, config: Any, inputs: Mapping[str, str]) -> bool:
+    """Whether a stage has finished with this config on these inputs, so that running it would change nothing.
+
+    Raises:
+        UnclipError: the folder was made with another config.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return False
+    _refuse_other(folder, manifest, stage, identity(config))
+    return manifest.finished and dict(manifest.inputs) == dict(inputs)
+
+
+def _refuse_other(folder: Path, manifest: Manifest, stage: str, config: Mapping[str, Any]) -> None:
+    if manifest.stage != stage:
+        raise UnclipError(f"{folder} holds the stage {manifest.stage!r}, expected {stage!r}; choose another folder")
+    before, now = _flat(manifest.config), _flat(config)
+    differing = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    if differing:
+        shown = "; ".join(f"{name} was {before.get(name)!r}, is now {now.get(name)!r}" for name in differing)
+        raise UnclipError(f"{folder} was made with another {stage} config: {shown}. Use the old setting, another root, or remove the folder")
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
+
+
+class Stage:
+    """The stage that is being worked on in a folder: opened before the first part, finished after the last.
+
+    Opening refuses a folder made with another config and writes an unfinished manifest; `finish` writes the final one.
+    """
+
+    def __init__(self, folder: Path, stage: str, config: Any, inputs: Mapping[str, str]) -> None:
+        self.folder, self.stage, self.config, self.inputs = folder, stage, identity(config), dict(inputs)
+        earlier = read_manifest(folder)
+        if earlier is not None:
+            _refuse_other(folder, earlier, stage, self.config)
+        self._started = time.monotonic()
+        write_json(folder / MANIFEST, dataclasses.asdict(Manifest(stage, self.config, self.inputs)))
+
+    def done_part(self, name: str, made_from: str) -> Part | None:
+        """The record of a part that stands there whole and was made from just this; None where it must be made."""
+        part = read_part(self.folder, name)
+        if part is None or part.made_from != made_from:
+            return None
+        sizes = {file: (self.folder / file).stat().st_size if (self.folder / file).exists() else -1 for file in part.files}
+        return part if all(sizes[file] == entry[0] for file, entry in part.files.items()) else None
+
+    def record_part(self, name: str, *, made_from: str, rows_in: int, kept: int, rejected: Mapping[str, int], files: list[str], seconds: float) -> Part:
+        """Writes the record of a part whose files already stand under their final names."""
+        if rows_in != kept + sum(rejected.values()):
+            raise AssertionError(f"part {name}: {rows_in} rows in, {kept} kept, {dict(rejected)} rejected do not add up")
+        entries = {file: ((self.folder / file).stat().st_size, sha256_file(self.folder / file)) for file in files}
+        part = Part(name, made_from, rows_in, kept, dict(rejected), entries, round(seconds, 3))
+        write_json(self.folder / f"{name}.json", dataclasses.asdict(part))
+        return part
+
+    def finish(self, *, counts: Mapping[str, Any], digest: str) -> Manifest:
+        """Writes the final manifest."""
+        used = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss counts bytes on macOS, KiB elsewhere
+        manifest = Manifest(
+            self.stage, self.config, self.inputs, finished=True, digest=digest, counts=dict(counts),
+            seconds=round(time.monotonic() - self._started, 3), peak_memory_bytes=max(used) * unit, versions=versions(),
+        )  # fmt: skip
+        write_json(self.folder / MANIFEST, dataclasses.asdict(manifest))
+        return manifest
+
+    def finish_parts(self, parts: list[Part], **more: Any) -> Manifest:
+        """Writes the final manifest with counts and digest added up over all parts."""
+        return self.finish(counts=sum_counts(parts) | more, digest=fingerprint([part.digest for part in parts]))
+
+
+def read_part(folder: Path, name: str) -> Part | None:
+    """The record of one part, None where there is none."""
+    path = folder / f"{name}.json"
+    if not path.exists():
+        return None
+    content = read_json(path)
+    return Part(**content | {"files": {file: (int(size), str(sha)) for file, (size, sha) in content["files"].items()}})
+
+
+def sum_counts(parts: list[Part]) -> dict[str, Any]:
+    """rows_in, kept and rejected (a number a reason) over parts."""
+    rejected: dict[str, int] = {}
+    for part in parts:
+        for reason, count in part.rejected.items():
+            rejected[reason] = rejected.get(reason, 0) + count
+    return {"parts": len(parts), "rows_in": sum(p.rows_in for p in parts), "kept": sum(p.kept for p in parts), "rejected": rejected}
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the packages that decide what stages make."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        found[package] = metadata.version(package)
+    return found

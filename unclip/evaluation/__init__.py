@@ -1,0 +1,1 @@
+"""What came out, measured: one file a question, and the report that holds all answers."""

@@ -1,0 +1,1 @@
+"""The evaluate stage: runs every measurement and writes the report."""

@@ -1,0 +1,149 @@
+"""From captions to pictures: CLIP text tower, prior, best of n, decoder. Each row has its own generator, so that a
+picture depends on its seed and its row alone, not on the batch it was made in.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unclip.clip import Clip
+from unclip.decoder import Decoder, DecoderCondition
+from unclip.diffusion.guidance import guided
+from unclip.diffusion.sampling import Noise, SamplerName, make_denoiser, sample
+from unclip.diffusion.schedule import make_schedule, respace
+from unclip.prior.condition import TextCondition, best_of, similarities
+from unclip.prior.diffusion import DiffusionPrior, sample_prior
+from unclip.prior.linear import LinearPrior
+from unclip.progress import progress
+
+PriorKind = Literal["diffusion", "linear", "none"]
+PIXEL_CLAMP = 1.0
+PRIOR_STREAM, DECODER_STREAM = 1, 2  # told apart in the seeds, so that prior and decoder never share noise
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """How pictures are sampled.
+
+    Attributes:
+        num_candidates: image embeddings that the prior draws for each picture; the one most similar to the caption is used.
+        prior_steps, prior_guidance_scale: ancestral steps of the prior; 1.0 is no guidance (the paper's finding).
+        decoder_steps, guidance_scale, sampler, eta: of the decoder.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    num_candidates: int = 2
+    prior_steps: int = 64
+    prior_guidance_scale: float = 1.0
+    decoder_steps: int = 30
+    guidance_scale: float = 1.0
+    sampler: SamplerName = "ddim"
+    eta: float = 0.0
+    seed: int = 0
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("num_candidates", "prior_steps", "decoder_steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Models:
+    """What pictures are made with; the prior is None where text embeddings are used as image embeddings."""
+
+    clip: Clip
+    prior: DiffusionPrior | LinearPrior | None
+    decoder: Decoder
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Pictures and how they came about.
+
+    Attributes:
+        captions: n sentences; pictures: (n, H, H, 3) uint8.
+        candidates: (n, k, E) raw image embeddings that the prior drew; similarities: (n, k) to the caption.
+        image_emb: (n, E), the ones that were drawn from.
+    """
+
+    captions: list[str]
+    pictures: np.ndarray
+    candidates: Tensor
+    similarities: Tensor
+    image_emb: Tensor
+
+
+class RowNoise:
+    """Standard normal noise of which each row has its own stream, seeded by (seed, row, stream)."""
+
+    def __init__(self, seed: int, rows: Sequence[int], stream: int, shape: tuple[int, ...], device: torch.device) -> None:
+        self._generators = [torch.Generator().manual_seed(int(np.random.SeedSequence([seed, row, stream]).generate_state(1, np.uint64)[0] >> 1)) for row in rows]
+        self._shape, self._device = shape, device
+
+    def __call__(self) -> Tensor:
+        """(rows, *shape)."""
+        return torch.stack([torch.randn(self._shape, generator=generator) for generator in self._generators]).to(self._device)
+
+
+def text_condition(clip: Clip, captions: Sequence[str]) -> TextCondition:
+    """Captions as the priors take them."""
+    text = clip.encode_texts(captions)
+    return TextCondition(text.text_emb, text.text_tokens, text.text_mask)
+
+
+def draw_candidates(prior: DiffusionPrior | LinearPrior | None, condition: TextCondition, config: GenerateConfig, *, rows: Sequence[int]) -> Tensor:
+    """(B, n, E) raw image embeddings for captions; n is 1 where the prior draws nothing. `rows` seed the noise."""
+    if prior is None:
+        return condition.text_emb[:, None]
+    if isinstance(prior, LinearPrior):
+        return prior(condition.text_emb)[:, None]
+    width, device = condition.text_emb.shape[1], condition.text_emb.device
+    draws = [row * config.num_candidates + draw for row in rows for draw in range(config.num_candidates)]
+    noise = RowNoise(config.seed, draws, PRIOR_STREAM, (width,), device)
+    steps = dict(num_sample_steps=config.prior_steps, guidance_scale=config.prior_guidance_scale)
+    return sample_prior(prior, condition, num_samples=config.num_candidates, x_T=noise(), noise=noise, **steps)
+
+
+@torch.no_grad()
+def decode_embeddings(decoder: Decoder, image_emb: Tensor, condition: TextCondition, config: GenerateConfig, *, rows: Sequence[int]) -> np.ndarray:
+    """Pictures (B, H, H, 3) uint8 of image embeddings (B, E) and their captions. `rows` seed the noise."""
+    side, device = decoder.config.unet.image_size, image_emb.device
+    visible = torch.ones(len(image_emb), dtype=torch.bool, device=device)
+    told = DecoderCondition(image_emb, condition.text_tokens, condition.text_mask, visible, visible)
+    network = guided(lambda x, t: decoder(x, t, told), lambda x, t: decoder(x, t, told.dropped()), config.guidance_scale)
+    schedule = respace(make_schedule(decoder.config.schedule, decoder.config.num_train_steps), config.decoder_steps)
+    noise: Noise = RowNoise(config.seed, rows, DECODER_STREAM, (3, side, side), device)
+    denoiser = make_denoiser(network, schedule, decoder.config.prediction, clamp=PIXEL_CLAMP)
+    pixels = sample(config.sampler, denoiser, schedule, noise(), noise, eta=config.eta)
+    scaled = pixels.float().add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+    return np.ascontiguousarray(scaled.permute(0, 2, 3, 1).cpu().numpy())
+
+
+def generate(models: Models, captions: Sequence[str], config: GenerateConfig, *, label: str = "generate") -> Generated:
+    """One picture for every caption in the list; give a caption several times for several pictures of it."""
+    made: list[Generated] = []
+    with progress(label, len(captions), unit="picture") as bar:
+        for start in range(0, len(captions), config.batch_size):
+            chunk = list(captions[start : start + config.batch_size])
+            rows = range(start, start + len(chunk))
+            condition = text_condition(models.clip, chunk)
+            candidates = draw_candidates(models.prior, condition, config, rows=rows)
+            image_emb = best_of(candidates, condition.text_emb)
+            pictures = decode_embeddings(models.decoder, image_emb, condition, config, rows=rows)
+            made.append(Generated(chunk, pictures, candidates.cpu(), similarities(candidates, condition.text_emb).cpu(), image_emb.cpu()))
+            bar.advance(len(chunk))
+    return Generated(
+        list(captions),
+        np.concatenate([part.pictures for part in made]),
+        torch.cat([part.candidates for part in made]),
+        torch.cat([part.similarities for part in made]),
+        torch.cat([part.image_emb for part in made]),
+    )
+
+

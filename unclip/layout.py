@@ -1,0 +1,36 @@
+"""Where the results of one data set lie under its root, with names that a person can read."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Paths:
+    """The folder of each stage's result."""
+
+    root: Path
+    world: Path
+    source: Path
+    shards: Path
+    clip: Path
+    embeddings: Path
+    index: Path
+    prior: Path
+    decoder: Path
+    report: Path
+
+
+def lay_out(root: Path, *, clip: str, prior: str, decoder: str) -> Paths:
+    """The folders under a root, for a CLIP of this name and these runs of prior and decoder."""
+    return Paths(
+        root=root,
+        world=root / "world",
+        source=root / "source",
+        shards=root / "shards",
+        clip=root / "clip" / clip,
+        embeddings=root / "embeddings" / clip,
+        index=root / "index" / clip,
+        prior=root / "prior" / prior,
+        decoder=root / "decoder" / decoder,
+        report=root / "report",
+    )

@@ -1,0 +1,1 @@
+"""Network parts: embeddings of numbers, the causal transformer of the prior, the U-Net of decoder and upsampler."""

@@ -1,0 +1,64 @@
+"""Progress of long work: a bar with rate and time left on a terminal, a line every few seconds elsewhere."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.1f} {task.fields['unit']}/s", style="progress.data.speed")
+
+
+class Bar:
+    """What `progress` yields: call `advance` as the work goes on; `note` shows a few words beside the bar."""
+
+    def __init__(self, description: str, total: int, unit: str, done: int, bar: Progress | None) -> None:
+        self._description, self._total, self._unit, self._bar = description, total, unit, bar
+        self._done, self._first = done, done
+        self._started = self._spoken = time.monotonic()
+        self._note = ""
+        self._task = bar.add_task(description, total=total, completed=done, unit=unit, note="") if bar else None
+
+    def advance(self, steps: int = 1, *, note: str | None = None) -> None:
+        """Counts steps done."""
+        self._done += steps
+        self._note = self._note if note is None else note
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, advance=steps, note=self._note)
+        elif time.monotonic() - self._spoken >= SECONDS_BETWEEN_LINES:
+            self._speak()
+
+    def _speak(self) -> None:
+        self._spoken = time.monotonic()
+        rate = (self._done - self._first) / max(self._spoken - self._started, 1e-9)
+        left = f", {(self._total - self._done) / rate:,.0f} s left" if rate and self._done < self._total else ""
+        note = f" ({self._note})" if self._note else ""
+        print(f"{self._description}: {self._done:,}/{self._total:,}, {rate:,.1f} {self._unit}/s{left}{note}", file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        """Says the last line where there is no bar to keep standing."""
+        if self._bar is None:
+            self._speak()
+
+
+@contextmanager
+def progress(description: str, total: int, *, unit: str, done: int = 0) -> Iterator[Bar]:
+    """Shows the progress of `total` steps, of which `done` were done by an earlier run."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        bar = Bar(description, total, unit, done, None)
+        yield bar
+        bar.end()
+        return
+    columns = (TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    with Progress(*columns, console=console) as shown:
+        yield Bar(description, total, unit, done, shown)

@@ -1,0 +1,195 @@
+"""The stages in their order: what each reads under the root, what it leaves there, and whether it has anything to do."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from unclip.clip import load_clip
+from unclip.config import RunConfig
+from unclip.data.download import download, download_inputs
+from unclip.data.embed import embed, embed_inputs
+from unclip.data.index import build_index, index_inputs
+from unclip.data.manifest import Manifest, finished_manifest, is_current
+from unclip.data.source import SourceConfig, build_source, source_inputs
+from unclip.decoder import load_decoder
+from unclip.evaluation.report import EvaluateSection, evaluate, evaluate_inputs
+from unclip.files import UnclipError, exclusive
+from unclip.generate import Models, PriorKind
+from unclip.layout import Paths, lay_out
+from unclip.prior.diffusion import DiffusionPrior, load_prior
+from unclip.prior.linear import LinearPrior, load_linear
+from unclip.training.clip import clip_inputs, make_or_import_clip
+from unclip.training.decoder import decoder_inputs, train_decoder
+from unclip.training.prior import LINEAR, prior_inputs, train_prior
+from unclip.training.run import last_checkpoint
+from unclip.worlds.write import write_world
+
+
+def paths_of(config: RunConfig) -> Paths:
+    """The folders that a config names."""
+    return lay_out(Path(config.root), clip=config.clip.name, prior=config.prior.run, decoder=config.decoder.run)
+
+
+def device_of(config: RunConfig) -> str:
+    """The device for work that is not training: a GPU where there is one, unless CLIP is told to stay off it."""
+    return "cuda" if config.clip.training.device == "auto" and torch.cuda.is_available() else "cpu"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the pipeline.
+
+    Attributes:
+        does: what it does, in a few words.
+        folder: where it leaves its result.
+        section: the part of the config that decides what it makes.
+        inputs: a digest for each thing it would read today; raises UnclipError where an earlier stage has not finished.
+        run: does the work that is not yet done.
+    """
+
+    does: str
+    folder: Callable[[Paths], Path]
+    section: Callable[[RunConfig], object]
+    inputs: Callable[[RunConfig, Paths], Mapping[str, str]]
+    run: Callable[[RunConfig, Paths], Manifest]
+
+
+def _source_section(config: RunConfig) -> SourceConfig:
+    if config.world is None:
+        return config.source
+    return dataclasses.replace(config.source, path=str(paths_of(config).world), split_column="split")
+
+
+def _source_inputs(config: RunConfig, paths: Paths) -> Mapping[str, str]:
+    if config.world is not None and not paths.world.exists():
+        return {}  # the stage makes the world before it reads it
+    return source_inputs(_source_section(config))
+
+
+def _run_source(config: RunConfig, paths: Paths) -> Manifest:
+    if config.world is not None:
+        write_world(paths.world, config.world)
+    return build_source(paths.source, _source_section(config))
+
+
+def _evaluate_section(config: RunConfig) -> EvaluateSection:
+    return EvaluateSection(world="" if config.world is None else config.world.name, evaluate=config.evaluate, generate=config.generate)
+
+
+STAGES: Mapping[str, Stage] = {
+    "source": Stage(
+        does="reads the table or folder of links and captions, and rejects what can't be used",
+        folder=lambda paths: paths.source,
+        section=_source_section,
+        inputs=_source_inputs,
+        run=_run_source,
+    ),
+    "download": Stage(
+        does="fetches the pictures with img2dataset into WebDataset shards",
+        folder=lambda paths: paths.shards,
+        section=lambda config: config.download,
+        inputs=lambda config, paths: download_inputs(paths.source),
+        run=lambda config, paths: download(paths.source, paths.shards, config.download),
+    ),
+    "clip": Stage(
+        does="trains a small CLIP on the shards, or takes one from open_clip",
+        folder=lambda paths: paths.clip,
+        section=lambda config: config.clip,
+        inputs=lambda config, paths: clip_inputs(paths.shards, config.clip),
+        run=lambda config, paths: make_or_import_clip(paths.shards, paths.clip, config.clip),
+    ),
+    "embed": Stage(
+        does="embeds pictures and captions into the Parquet store",
+        folder=lambda paths: paths.embeddings,
+        section=lambda config: config.embed,
+        inputs=lambda config, paths: embed_inputs(paths.shards, paths.clip),
+        run=lambda config, paths: embed(paths.shards, paths.clip, paths.embeddings, config.embed, device=device_of(config)),
+    ),
+    "index": Stage(
+        does="builds the FAISS index and measures its recall",
+        folder=lambda paths: paths.index,
+        section=lambda config: config.index,
+        inputs=lambda config, paths: index_inputs(paths.embeddings),
+        run=lambda config, paths: build_index(paths.embeddings, paths.index, config.index),
+    ),
+    "prior": Stage(
+        does="trains the prior: caption to CLIP image embedding",
+        folder=lambda paths: paths.prior,
+        section=lambda config: config.prior,
+        inputs=lambda config, paths: prior_inputs(paths.embeddings),
+        run=lambda config, paths: train_prior(paths.embeddings, paths.prior, config.prior),
+    ),
+    "decoder": Stage(
+        does="trains the decoder: CLIP image embedding and caption to picture",
+        folder=lambda paths: paths.decoder,
+        section=lambda config: config.decoder,
+        inputs=lambda config, paths: decoder_inputs(paths.shards, paths.embeddings),
+        run=lambda config, paths: train_decoder(paths.shards, paths.embeddings, paths.decoder, config.decoder),
+    ),
+    "evaluate": Stage(
+        does="generates from held-out captions, measures, and writes the report",
+        folder=lambda paths: paths.report,
+        section=_evaluate_section,
+        inputs=lambda config, paths: evaluate_inputs(paths),
+        run=lambda config, paths: evaluate(paths, load_models(config, "diffusion"), load_linear(paths.prior / LINEAR, device=device_of(config)), _evaluate_section(config)),
+    ),
+}
+
+
+def run_stage(name: str, config: RunConfig) -> tuple[Manifest, bool]:
+    """Runs one stage where it has anything to do, holding the root. Returns its manifest, and whether it worked.
+
+    Raises:
+        UnclipError: see the stage; or another run holds the root.
+    """
+    stage, paths = STAGES[name], paths_of(config)
+    with exclusive(paths.root):
+        if is_done(name, config):
+            return finished_manifest(stage.folder(paths), name), False
+        return stage.run(config, paths), True
+
+
+def is_done(name: str, config: RunConfig) -> bool:
+    """Whether running a stage would change nothing.
+
+    Raises:
+        UnclipError: its folder was made with another config.
+    """
+    stage, paths = STAGES[name], paths_of(config)
+    folder = stage.folder(paths)
+    try:
+        inputs = stage.inputs(config, paths)
+    except UnclipError:
+        is_current(folder, name, stage.section(config), {})  # another config is refused even so
+        return False
+    return is_current(folder, name, stage.section(config), inputs)
+
+
+def pending(config: RunConfig) -> list[str]:
+    """The stages that have anything to do: the first that is not done, and all after it that depend on it.
+
+    Raises:
+        UnclipError: a folder was made with another config.
+    """
+    return [name for name in STAGES if not is_done(name, config)]
+
+
+def load_models(config: RunConfig, prior: PriorKind) -> Models:
+    """The trained models of a root, for generation.
+
+    Raises:
+        UnclipError: a stage has not finished.
+    """
+    paths, device = paths_of(config), device_of(config)
+    finished_manifest(paths.clip, "clip")
+    chosen: DiffusionPrior | LinearPrior | None = None
+    if prior == "diffusion":
+        chosen = load_prior(last_checkpoint(paths.prior, "prior"), device=device)
+    elif prior == "linear":
+        finished_manifest(paths.prior, "prior")
+        chosen = load_linear(paths.prior / LINEAR, device=device)
+    decoder = load_decoder(last_checkpoint(paths.decoder, "decoder"), device=device)
+    return Models(load_clip(paths.clip, device=device), chosen, decoder)

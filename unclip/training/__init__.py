@@ -1,0 +1,1 @@
+"""Training: one engine for CLIP, prior, decoder and upsampler, and the stage of each."""

@@ -1,0 +1,95 @@
+"""The decoder stage: the U-Net on pictures of the shards, joined by key with the embedding store."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from unclip import checkpoint
+from unclip.data.loader import as_pixels, batches_of, join_shards, padded_states
+from unclip.data.manifest import Manifest, finished_manifest
+from unclip.data.stats import STATS
+from unclip.data.store import emb_width, text_width
+from unclip.decoder import Decoder, DecoderCondition, DecoderConfig
+from unclip.diffusion.process import add_noise, min_snr_weight, target
+from unclip.diffusion.schedule import make_schedule
+from unclip.files import read_json
+from unclip.training.loop import TrainingConfig, train
+from unclip.training.run import open_run
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderStageConfig:
+    """The decoder and how it is trained.
+
+    Attributes:
+        run: name of the run's folder.
+        drop_image_prob, drop_text_prob: how often each condition is hidden, independently (paper: 0.1 and 0.5).
+        min_snr_gamma: weight of the loss by Min-SNR; 0 leaves it unweighted.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    run: str = "main"
+    network: DecoderConfig = field(default_factory=DecoderConfig)
+    drop_image_prob: float = 0.1
+    drop_text_prob: float = 0.5
+    min_snr_gamma: float = 0.0
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(batch_size=64, betas=(0.9, 0.999)))
+
+    def __post_init__(self) -> None:
+        for name in ("drop_image_prob", "drop_text_prob"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        if self.drop_text_prob < 1.0 and not self.network.text_states:
+            raise ValueError(f"drop_text_prob has no effect without network.text_states; expected 1.0, got {self.drop_text_prob}")
+
+
+def decoder_inputs(shards: Path, store: Path) -> dict[str, str]:
+    """What the stage would read today."""
+    return {"shards": finished_manifest(shards, "download").digest, "embeddings": finished_manifest(store, "embed").digest}
+
+
+def train_decoder(shards: Path, store: Path, run: Path, config: DecoderStageConfig) -> Manifest:
+    """Trains the decoder on the training split.
+
+    Raises:
+        UnclipError: no picture has an embedding, or the store has no text states while the network wants them.
+    """
+    stage = open_run(run, "decoder", config, decoder_inputs(shards, store))
+    joined = join_shards(shards, store, image_size=config.network.unet.image_size, split="train", text_tokens=config.network.text_states)
+    pairs, states = joined.pairs, joined.pairs.text_tokens
+    image_emb = torch.from_numpy(pairs.image_emb.astype(np.float32))
+    torch.manual_seed(config.training.seed)
+    model = Decoder(config.network, emb_width=emb_width(store), text_width=text_width(store))
+    stats = read_json(store / STATS)["image_emb"]
+    model.emb_mean.copy_(torch.tensor(stats["mean"]))
+    model.emb_std.copy_(torch.tensor(stats["std"]))
+    model = model.to(memory_format=torch.channels_last)
+    schedule = make_schedule(config.network.schedule, config.network.num_train_steps)
+
+    def loss_fn(prepared: nn.Module, rows: np.ndarray, generator: torch.Generator) -> tuple[Tensor, Mapping[str, Tensor]]:
+        device = next(prepared.parameters()).device
+        x0 = as_pixels(joined.pictures[rows]).to(device, memory_format=torch.channels_last)
+        eps = torch.randn(x0.shape, generator=generator).to(device, memory_format=torch.channels_last)
+        i = torch.randint(len(schedule), (len(rows),), generator=generator)
+        keep_image, keep_text = (torch.rand(len(rows), generator=generator).to(device) >= prob for prob in (config.drop_image_prob, config.drop_text_prob))
+        tokens, mask = padded_states([states[row] for row in rows]) if states is not None else (None, None)
+        condition = DecoderCondition(image_emb[rows].to(device), None if tokens is None else tokens.to(device), None if mask is None else mask.to(device), keep_image, keep_text)
+        output = prepared(add_noise(schedule, x0, i, eps), schedule.timesteps[i].to(device), condition)
+        errors = (output - target(schedule, config.network.prediction, x0, i, eps)).square().mean(dim=(1, 2, 3))
+        if config.min_snr_gamma:
+            errors = errors * min_snr_weight(schedule, config.network.prediction, i, config.min_snr_gamma).to(device)
+        return errors.mean(), {}
+
+    def batches(start: int) -> Iterator[np.ndarray]:
+        return batches_of(len(pairs), config.training.batch_size, seed=config.training.seed, start=start)
+
+    network = checkpoint.as_json(config.network) | {"emb_width": emb_width(store), "text_width": text_width(store)}
+    last = train(run, model=model, kind="decoder", network=network, loss_fn=loss_fn, batches=batches, config=config.training)
+    rejected = dict(joined.rejected)
+    counts = {"steps": config.training.num_steps, "rows_in": len(pairs) + sum(rejected.values()), "kept": len(pairs), "rejected": rejected}
+    return stage.finish(counts=counts, digest=checkpoint.digest(last))
