@@ -1,0 +1,116 @@
+"""The training engine: learning, exact resume, asked to stop, refusing a loss that is not finite."""
+
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import Tensor, nn
+
+from unclip import checkpoint
+from unclip.data.loader import batches_of
+from unclip.files import UnclipError
+from unclip.training.ema import Ema
+from unclip.training.loop import METRICS, Interrupted, TrainingConfig, learning_rate, train
+
+CONFIG = TrainingConfig(num_steps=12, batch_size=8, learning_rate=0.05, warmup_steps=3, log_every=1, checkpoint_seconds=1e9, device="cpu", ema_decay=0.9)
+DATA = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+
+
+def make_model() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.2), nn.Linear(8, 1))
+
+
+def loss_fn(model: nn.Module, batch: Tensor, generator: torch.Generator) -> tuple[Tensor, Mapping[str, Tensor]]:
+    noise = torch.randn(batch.shape, generator=generator) * 0.1
+    loss = (model(batch + noise) - batch.sum(1, keepdim=True)).square().mean()
+    return loss, {"twice": 2 * loss.detach()}
+
+
+def batches(start: int) -> Iterator[Tensor]:
+    return (DATA[torch.from_numpy(rows)] for rows in batches_of(len(DATA), CONFIG.batch_size, seed=3, start=start))
+
+
+def run(folder: Path, config: TrainingConfig = CONFIG, stream=batches) -> dict[str, Tensor]:  # type: ignore[no-untyped-def]
+    last = train(folder, model=make_model(), kind="test", network={"any": 1}, loss_fn=loss_fn, batches=stream, config=config)
+    return checkpoint.read_tensors(last / checkpoint.MODEL) | {f"ema {n}": v for n, v in checkpoint.read_tensors(last / checkpoint.EMA).items()}
+
+
+def losses(folder: Path) -> list[float]:
+    last = checkpoint.step_folder(folder, checkpoint.steps_of(folder)[-1])
+    return pq.read_table(last / METRICS)["loss"].to_pylist()
+
+
+def test_it_learns_and_records_every_step(tmp_path: Path) -> None:
+    run(tmp_path, TrainingConfig(**{**vars(CONFIG), "num_steps": 80}))
+    found = losses(tmp_path)
+    assert len(found) == 80
+    assert sum(found[-10:]) < 0.3 * sum(found[:10])
+
+
+@pytest.mark.parametrize("stop_at", [1, 5, 11])
+def test_stopped_and_resumed_is_the_same_to_the_last_digit(tmp_path: Path, stop_at: int) -> None:
+    whole = run(tmp_path / "whole")
+
+    def stopping(start: int) -> Iterator[Tensor]:
+        for number, batch in enumerate(batches(start), start):
+            if number == stop_at - 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    with pytest.raises(Interrupted, match=f"stopped after step {stop_at} of 12"):
+        run(tmp_path / "stopped", stream=stopping)
+    resumed = run(tmp_path / "stopped")
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert losses(tmp_path / "whole") == losses(tmp_path / "stopped")
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
+    before = run(tmp_path)
+
+    def none_left(start: int) -> Iterator[Tensor]:
+        assert start == CONFIG.num_steps
+        yield from ()
+
+    assert all(torch.equal(before[name], value) for name, value in run(tmp_path, stream=none_left).items())
+
+
+def test_few_checkpoints_are_kept(tmp_path: Path) -> None:
+    run(tmp_path, TrainingConfig(**{**vars(CONFIG), "checkpoint_seconds": 0.0}))
+    assert checkpoint.steps_of(tmp_path) == [11, 12]
+
+
+def test_a_loss_that_is_not_finite_stops_before_it_spoils_the_weights(tmp_path: Path) -> None:
+    def spoilt(start: int) -> Iterator[Tensor]:
+        for number, batch in enumerate(batches(start)):
+            yield batch * float("nan") if number == 4 else batch
+
+    with pytest.raises(UnclipError, match="loss of step 5 is nan"):
+        run(tmp_path, TrainingConfig(**{**vars(CONFIG), "checkpoint_seconds": 0.0}), stream=spoilt)
+    assert checkpoint.steps_of(tmp_path)[-1] == 4
+
+
+def test_learning_rate_warms_up_and_decays_by_half_a_cosine() -> None:
+    rates = [learning_rate(CONFIG, step) for step in range(12)]
+    assert rates[:3] == pytest.approx([0.05 / 3, 0.1 / 3, 0.05])
+    assert rates[3] == pytest.approx(0.05)
+    assert rates == sorted(rates[:3]) + sorted(rates[3:], reverse=True)
+    assert learning_rate(TrainingConfig(**{**vars(CONFIG), "decay": "constant"}), 11) == 0.05
+
+
+def test_ema_follows_its_formula() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    model.weight.data.fill_(0.0)
+    ema = Ema(model, 0.5)
+    expected = 0.0
+    for step, value in enumerate([1.0, 2.0, 5.0], 1):
+        model.weight.data.fill_(value)
+        ema.update(model, step)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * value
+    assert ema.state["weight"].item() == pytest.approx(expected)

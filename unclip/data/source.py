@@ -1,0 +1,282 @@
+"""The stage `source`: any table of links and captions, or a folder of captioned images, as one table of known shape.
+
+Each row gets a shard, once and for ever: rows that come later go to new shards, so that nothing done is done again.
+"""
+
+import contextlib
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from unclip.data import contracts
+from unclip.data.contracts import REJECTED, SOURCE, Reason
+from unclip.data.folder import BY_HASH, ServedLink, folder_rows, visible_files
+from unclip.data.links import RefusedError, cleaned_url
+from unclip.data.manifest import MANIFEST, Manifest, Stage, finished_manifest, is_current, read_manifest
+from unclip.data.tables import Row, count_rows, read_rows
+from unclip.files import UnclipError, fingerprint, remove, remove_leftovers, replacing, sha256_file
+from unclip.progress import progress
+
+STAGE = "source"
+TABLE, REJECTED_TABLE = "table.parquet", "rejected.parquet"
+TRAIN, HELDOUT = "train", "heldout"
+MAX_SHARD_SIZE = 100_000  # a row's number in its shard is five digits of its key
+ROWS_AT_ONCE = 10_000
+SHOWN = 200  # characters of a rejected value that are kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """What the data is made from: a table (.parquet, .csv, .tsv, .jsonl) or a folder of captioned images.
+
+    A folder holds `captions.parquet` (or .csv, .tsv, .jsonl) with the columns file, caption and, if it likes, split; or
+    a text file beside each image.
+    """
+
+    path: str = ""
+    url_column: str = "url"  # tables only
+    caption_column: str = "caption"
+    split_column: str = ""  # "" takes a folder's own `split`, or holds out by a hash of the caption
+    heldout_fraction: float = 0.05  # of the captions, where no column says it
+    shard_size: int = 1000  # rows
+    allow_private: bool = False  # follow links to private, loopback and link-local addresses
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.heldout_fraction < 1:
+            raise UnclipError(f"source.heldout_fraction must be in [0, 1), got {self.heldout_fraction}")
+        if not 1 <= self.shard_size <= MAX_SHARD_SIZE:
+            raise UnclipError(f"source.shard_size must be in [1, {MAX_SHARD_SIZE}], got {self.shard_size}")
+        if not self.url_column or not self.caption_column:
+            raise UnclipError("source.url_column and source.caption_column must name a column, got an empty name")
+
+
+def source_inputs(config: SourceConfig) -> dict[str, str]:
+    """A digest of what the stage would read: the bytes of a table; the names, sizes and times of a folder's files.
+
+    Raises:
+        UnclipError: the path is not there, or nothing of the kind that this stage reads.
+    """
+    path = _existing(config)
+    if path.is_file():
+        count_rows(path)
+        return {"table": sha256_file(path)}
+    entries = []
+    for file in visible_files(path):
+        state = file.stat()
+        entries.append([file.relative_to(path).as_posix(), state.st_size, state.st_mtime_ns])
+    return {"folder": fingerprint(entries)}
+
+
+def build_source(out: Path, config: SourceConfig) -> Manifest:
+    """Writes `out/table.parquet`, `out/rejected.parquet` and the manifest; for a folder also `out/serve.json`.
+
+    Rows that the table already holds keep their place, rows that are new go to new shards at its end, rows that have gone
+    from the source stay. In the manifest, rows_in = kept + rejected are the rows that were given this time; `rows` are
+    those of the table.
+
+    Raises:
+        UnclipError: the source can't be read, or not one of its rows can be used.
+    """
+    inputs = source_inputs(config)
+    if is_current(out, STAGE, config, inputs) and (out / TABLE).exists():
+        return finished_manifest(out, STAGE)
+    begun = read_manifest(out) is not None
+    stage = Stage(out, STAGE, config, inputs)
+    remove_leftovers(out)
+    try:
+        counts, digest = _build(out, config)
+    except UnclipError:
+        if not begun:
+            remove(out / MANIFEST)  # so that the setting which was wrong can be put right
+        raise
+    return stage.finish(counts=counts, digest=digest)
+
+
+def _existing(config: SourceConfig) -> Path:
+    if not config.path:
+        raise UnclipError("source.path is empty; set it to a table of links and captions or to a folder of captioned images")
+    path = Path(config.path).expanduser().absolute()
+    if not path.exists():
+        raise UnclipError(f"source.path is {config.path}, but there is no such file or folder")
+    return path
+
+
+def _build(out: Path, config: SourceConfig) -> tuple[dict[str, object], str]:
+    path = _existing(config)
+    given, total = _folder_rows(out, path, config) if path.is_dir() else _table_rows(path, config)
+    reasons: Counter[str] = Counter()
+    rows_in = 0
+    with (
+        _writing(out / REJECTED_TABLE, REJECTED) as rejected,
+        contextlib.suppress(_NothingUsableError),
+        _writing(out / TABLE, SOURCE) as table,
+        progress(STAGE, total, unit="rows") as bar,
+    ):
+        growth = Growth(table, _known_rows(out / TABLE), config.shard_size)
+        for number, row in enumerate(given):
+            rows_in += 1
+            try:
+                growth.add(*_usable(row, config))
+            except RefusedError as refused:
+                reasons[refused.reason] += 1
+                url, caption = (_shown(value) for value in row.values[:2])
+                rejected.add({"row": number, "url": url, "caption": caption, "reason": refused.reason, "detail": refused.detail[:SHOWN]})
+            bar.advance()
+        if rows_in == reasons.total():
+            raise _NothingUsableError  # the table is left as it was, the rejected rows are there to be looked at
+    if not rows_in:
+        raise UnclipError(f"{config.path} is empty: it has no rows")
+    kept = rows_in - reasons.total()
+    if not kept:
+        reason, count = reasons.most_common(1)[0]
+        raise UnclipError(
+            f"none of the {rows_in} rows of {config.path} can be used; the commonest reason is {reason!r} ({count} rows). See {out / REJECTED_TABLE}"
+        )
+    return {"rows_in": rows_in, "kept": kept, "rejected": dict(sorted(reasons.items()))} | growth.counts(), growth.digest()
+
+
+class _NothingUsableError(Exception):
+    """Ends the writing of a table that would get no row."""
+
+
+def _usable(row: Row, config: SourceConfig) -> tuple[str, str, str]:
+    """The link, the caption and the split of a row. Raises RefusedError."""
+    if row.problem:
+        raise RefusedError("row malformed", row.problem)
+    url, caption, split = row.values
+    if isinstance(url, RefusedError):
+        raise url
+    if url is None or url == "":
+        raise RefusedError("url missing")
+    if not isinstance(url, str):
+        raise RefusedError("url malformed", f"expected text, got {type(url).__name__}")
+    if caption is None or (isinstance(caption, str) and not caption.strip()):
+        raise RefusedError("caption missing")
+    if not isinstance(caption, str):
+        raise RefusedError("caption not text", f"expected text, got {type(caption).__name__}")
+    _check_unicode(url, "url malformed")
+    _check_unicode(caption, "caption not text")
+    link = url if isinstance(url, ServedLink) else cleaned_url(url, allow_private=config.allow_private)
+    return link, caption.strip(), _split(split, caption.strip(), config)
+
+
+def _check_unicode(text: str, reason: Reason) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise RefusedError(reason, "not valid UTF-8") from None
+
+
+def _split(given: object, caption: str, config: SourceConfig) -> str:
+    if given is BY_HASH:
+        draw = int.from_bytes(hashlib.sha256(caption.encode()).digest()[:8], "big") / 2**64
+        return HELDOUT if draw < config.heldout_fraction else TRAIN
+    if not isinstance(given, str) or not given.strip():
+        raise UnclipError(f"expected a split for every row, got {given!r} for the caption {caption[:60]!r}; write {TRAIN!r} or the name of a held-out split")
+    return given.strip()
+
+
+def _folder_rows(out: Path, folder: Path, config: SourceConfig) -> tuple[Iterator[Row], int]:
+    if config.url_column != SourceConfig.url_column:
+        raise UnclipError(f"source.url_column has no effect on a folder, got {config.url_column!r}; leave it out")
+    return folder_rows(out, folder, caption_column=config.caption_column, split_column=config.split_column)
+
+
+def _table_rows(path: Path, config: SourceConfig) -> tuple[Iterator[Row], int]:
+    columns = [config.url_column, config.caption_column]
+    if config.split_column:
+        return read_rows(path, [*columns, config.split_column]), count_rows(path)
+    return (Row((*row.values, BY_HASH), row.problem) for row in read_rows(path, columns)), count_rows(path)
+
+
+class _Writer:
+    """A Parquet file that rows are added to one by one."""
+
+    def __init__(self, file: pq.ParquetWriter, schema: pa.Schema) -> None:
+        self._file, self._schema = file, schema
+        self._rows: list[dict[str, object]] = []
+
+    def add(self, row: dict[str, object]) -> None:
+        self._rows.append(row)
+        if len(self._rows) >= ROWS_AT_ONCE:
+            self.flush()
+
+    def flush(self) -> None:
+        self._file.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
+        self._rows = []
+
+
+@contextlib.contextmanager
+def _writing(path: Path, schema: pa.Schema) -> Iterator[_Writer]:
+    with replacing(path) as aside, pq.ParquetWriter(aside, schema, compression="zstd", write_page_checksum=True) as file:
+        writer = _Writer(file, schema)
+        yield writer
+        writer.flush()
+
+
+def _shown(value: object) -> str | None:
+    return None if value is None or isinstance(value, RefusedError) else str(value)[:SHOWN].encode(errors="replace").decode()
+
+
+class Growth:
+    """The source table as it grows: rows that it knows keep their shard, new ones fill new shards."""
+
+    def __init__(self, table: _Writer, known: Iterator[dict[str, Any]], shard_size: int) -> None:
+        self._table, self._shard_size = table, shard_size
+        self._hash = hashlib.sha256()
+        self._splits: Counter[str] = Counter()
+        self._shards = self._new = 0
+        self._known: set[str] = set()
+        self._seen: set[str] = set()
+        for row in known:
+            self._write(row)
+            self._known.add(row["id"])
+            self._shards = max(self._shards, row["shard"] + 1)
+        self._first_new_shard = self._shards
+
+    def add(self, url: str, caption: str, split: str) -> None:
+        """Takes a row of the source in. Raises RefusedError where the same one came before."""
+        name = row_id(url, caption)
+        if name in self._seen:
+            raise RefusedError("duplicate url and caption")
+        self._seen.add(name)
+        if name in self._known:
+            return
+        shard = self._first_new_shard + self._new // self._shard_size
+        self._write({"id": name, "url": str(url), "caption": caption, "split": split, "shard": shard})
+        self._new += 1
+        self._shards = shard + 1
+
+    def _write(self, row: dict[str, Any]) -> None:
+        self._table.add(row)
+        self._hash.update(f"{row['id']} {row['shard']} {row['split']}\n".encode())
+        self._splits[row["split"]] += 1
+
+    def counts(self) -> dict[str, object]:
+        """What the table holds: rows, those new in it, those that the source no longer has, shards, rows a split."""
+        gone = len(self._known - self._seen)
+        return {"rows": self._splits.total(), "new": self._new, "gone": gone, "shards": self._shards, "splits": dict(sorted(self._splits.items()))}
+
+    def digest(self) -> str:
+        """Changes when any row of the table does."""
+        return self._hash.hexdigest()
+
+
+def row_id(url: str, caption: str) -> str:
+    """The id of a row: the first 16 hexadecimal digits of the SHA-256 of its link and caption."""
+    return hashlib.sha256(f"{url}\0{caption}".encode()).hexdigest()[:16]
+
+
+def _known_rows(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.exists():
+        return
+    for batch in contracts.read_table(path, SOURCE).to_batches(ROWS_AT_ONCE):
+        yield from batch.to_pylist()
