@@ -26,7 +26,9 @@ def make_decoder() -> Decoder:
 def make_condition(*, image: bool = True, text: bool = True) -> DecoderCondition:
     generator = torch.Generator().manual_seed(1)
     mask = torch.tensor([[True, True, False], [True, True, True]])
-    return DecoderCondition(torch.randn(2, 6, generator=generator), torch.randn(2, 3, 5, generator=generator), mask, torch.full((2,), image), torch.full((2,), text))
+    return DecoderCondition(
+        torch.randn(2, 6, generator=generator), torch.randn(2, 3, 5, generator=generator), mask, torch.full((2,), image), torch.full((2,), text)
+    )
 
 
 def run(decoder: Decoder, condition: DecoderCondition) -> torch.Tensor:

@@ -34,7 +34,14 @@ def steps_of(run: Path) -> list[int]:
 
 
 def write_checkpoint(
-    folder: Path, *, config: Mapping[str, Any], model: Mapping[str, Tensor], ema: Mapping[str, Tensor], optimizer: Mapping[str, Any], state: Mapping[str, Any], extra: Path | None = None
+    folder: Path,
+    *,
+    config: Mapping[str, Any],
+    model: Mapping[str, Tensor],
+    ema: Mapping[str, Tensor],
+    optimizer: Mapping[str, Any],
+    state: Mapping[str, Any],
+    extra: Path | None = None,
 ) -> None:
     """Writes a checkpoint aside and renames it. `extra` is a file that is put beside the weights under its own name."""
     with replacing(folder) as aside:

@@ -21,14 +21,17 @@ RUN_CONFIG = "run.json"  # the config that a root was last worked on with
 
 HELP = """Train and use your own unCLIP (DALL-E 2): from captioned images to a text-to-image model.
 
-A run goes through stages, each of which leaves a result under one root: source, download, clip, embed, index, prior, decoder, evaluate. `unclip run` does all that is not yet done; each stage is also a command of its own. Stop any of them at any moment: the same command goes on.
+A run goes through stages, each of which leaves a result under one root: source, download, clip, embed, index, prior,
+decoder, evaluate. `unclip run` does all that is not yet done; each stage is also a command of its own. Stop any of them
+at any moment: the same command goes on.
 
     unclip run --preset demo                               the embedded shapes, ten minutes
     unclip run --source my.parquet --root data/mine        your own links and captions
     unclip generate "a large red star" --root data/demo    pictures
     unclip inspect data/demo                               what lies where
 
-Any setting can be given by its section and name, such as --prior.depth 8 or --decoder.training.num_steps 5000; --dry-run shows them all.
+Any setting can be given by its section and name, such as --prior.depth 8 or --decoder.training.num_steps 5000;
+--dry-run shows them all.
 """
 
 app = App(name="unclip", help=HELP, help_format="markdown", version_flags=["--version"])
@@ -49,7 +52,9 @@ _console = Console()
 _settings: dict[str, Any] = {}  # the --section.name options of this command line
 
 
-def _resolve(preset: str = "", file: Path | None = None, root: str = "", source: str = "", url_column: str = "", caption_column: str = "", world: str = "") -> "RunConfig":
+def _resolve(
+    preset: str = "", file: Path | None = None, root: str = "", source: str = "", url_column: str = "", caption_column: str = "", world: str = ""
+) -> "RunConfig":
     """The config of a command: preset and file, or else what the root remembers, with single settings over it."""
     from unclip.config import load_config
 
@@ -92,8 +97,8 @@ def _show_results(config: "RunConfig") -> None:
 
 @app.command(group=STAGES)
 def run(
-    *, preset: Preset = "", config: ConfigFile = None, root: Root = "", source: Source = "", url_column: Column = "", caption_column: Column = "", world: Literal["", "shapes", "emoji"] = "",
-    dry_run: DryRun = False,
+    *, preset: Preset = "", config: ConfigFile = None, root: Root = "", source: Source = "", url_column: Column = "",
+    caption_column: Column = "", world: Literal["", "shapes", "emoji"] = "", dry_run: DryRun = False,
 ) -> None:  # fmt: skip
     """Run the whole pipeline: every stage that is not yet done, as one Prefect flow.
 
@@ -140,7 +145,14 @@ def _stage(name: str, config: "RunConfig", dry_run: bool) -> None:
 
 def _add_stage(name: str, help_text: str, to: App) -> None:
     def command(
-        *, preset: Preset = "", config: ConfigFile = None, root: Root = "", source: Source = "", url_column: Column = "", caption_column: Column = "", dry_run: DryRun = False
+        *,
+        preset: Preset = "",
+        config: ConfigFile = None,
+        root: Root = "",
+        source: Source = "",
+        url_column: Column = "",
+        caption_column: Column = "",
+        dry_run: DryRun = False,
     ) -> None:
         _stage(name, _resolve(preset, config, root, source, url_column, caption_column), dry_run)
 
@@ -164,7 +176,8 @@ def generate(
 ) -> None:  # fmt: skip
     """Make pictures of a caption.
 
-    Writes a contact sheet to OUT, and beside it the settings with the similarity of every candidate (OUT with .json) and the candidates themselves (OUT with .parquet).
+    Writes a contact sheet to OUT, and beside it the settings with the similarity of every candidate (OUT with .json) and
+    the candidates themselves (OUT with .parquet).
 
     Parameters
     ----------
@@ -197,7 +210,9 @@ def generate(
 
 
 @app.command(group=USE)
-def search(text: str = "", /, *, root: Root, image: Path | None = None, k: Annotated[int, Parameter(name=["-k", "--k"])] = 5, out: Path = Path("search.png")) -> None:
+def search(
+    text: str = "", /, *, root: Root, image: Path | None = None, k: Annotated[int, Parameter(name=["-k", "--k"])] = 5, out: Path = Path("search.png")
+) -> None:
     """Find the nearest pictures to a caption or to a picture.
 
     Parameters

@@ -2,23 +2,24 @@
 
 A CLIP folder is what open_clip calls a local-dir: `open_clip_config.json` and `open_clip_model.safetensors`, so that
 anything else that speaks open_clip opens it too (`open_clip.create_model("local-dir:PATH")`).
+
+open_clip takes seconds to import, and most commands need no CLIP: so the functions that need it import it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import open_clip
 import torch
-from open_clip.loss import ClipLoss
-from open_clip.model import CLIP, get_model_preprocess_cfg
-from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from unclip.files import UnclipError, read_json, sha256_file, write_json
+
+if TYPE_CHECKING:
+    from open_clip.model import CLIP
 
 CONFIG, WEIGHTS, ORIGIN = "open_clip_config.json", "open_clip_model.safetensors", "origin.json"
 
@@ -73,7 +74,7 @@ class Clip:
     weights_hash: str
     emb_width: int
     text_width: int
-    model: CLIP
+    model: "CLIP"
     preprocess: Callable[[Image.Image], Tensor]
     preprocess_config: dict[str, Any]
     tokenize: Callable[[Sequence[str]], Tensor]
@@ -97,7 +98,7 @@ class Clip:
         return encode_token_ids(self.model, self.tokenize(captions).to(self.device))
 
 
-def encode_token_ids(model: CLIP, token_ids: Tensor) -> TextFeatures:
+def encode_token_ids(model: "CLIP", token_ids: Tensor) -> TextFeatures:
     """Runs the text tower of an open_clip CLIP on (B, context_length) ids, cut after the last end-of-text token.
 
     The mask comes from the position of the end-of-text token, the highest id; 0 is a real token too.
@@ -116,20 +117,26 @@ def encode_token_ids(model: CLIP, token_ids: Tensor) -> TextFeatures:
     return TextFeatures(text_emb.float(), states.float(), visible, ids)
 
 
-def make_clip(config: TowerConfig) -> CLIP:
+def make_clip(config: TowerConfig) -> "CLIP":
     """A new CLIP with random weights."""
+    from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+
     cfg = _model_config(config)
-    return CLIP(cfg["embed_dim"], open_clip.CLIPVisionCfg(**cfg["vision_cfg"]), open_clip.CLIPTextCfg(**cfg["text_cfg"]))
+    return CLIP(cfg["embed_dim"], CLIPVisionCfg(**cfg["vision_cfg"]), CLIPTextCfg(**cfg["text_cfg"]))
 
 
 def make_tokenizer(config: TowerConfig) -> Callable[[Sequence[str]], Tensor]:
     """The tokenizer of a CLIP trained here: captions -> (B, context_length) ids."""
-    tokenizer = open_clip.SimpleTokenizer(context_length=config.context_length)
+    from open_clip.tokenizer import SimpleTokenizer
+
+    tokenizer = SimpleTokenizer(context_length=config.context_length)
     return lambda captions: tokenizer(list(captions))
 
 
-def contrastive_loss(model: CLIP, pixels: Tensor, token_ids: Tensor) -> Tensor:
+def contrastive_loss(model: nn.Module, pixels: Tensor, token_ids: Tensor) -> Tensor:
     """open_clip's symmetric contrastive loss of preprocessed pictures (B, 3, H, H) and ids (B, context_length)."""
+    from open_clip.loss import ClipLoss
+
     image_emb, text_emb, logit_scale = model(pixels, token_ids)
     loss: Tensor = ClipLoss()(image_emb, text_emb, logit_scale)
     return loss
@@ -137,12 +144,24 @@ def contrastive_loss(model: CLIP, pixels: Tensor, token_ids: Tensor) -> Tensor:
 
 def training_preprocess(config: TowerConfig) -> Callable[[Image.Image], Tensor]:
     """open_clip's evaluation preprocessing for a CLIP trained here (no crops: a caption speaks of the whole picture)."""
-    cfg = PreprocessCfg(**_preprocess_config(config.image_size))
-    transform: Callable[[Image.Image], Tensor] = image_transform_v2(cfg, is_train=False)
+    return _transform(_preprocess_config(config.image_size))
+
+
+def preprocess_of(folder: Path) -> Callable[[Image.Image], Tensor]:
+    """The preprocessing of a CLIP folder, without its weights: for workers that decode ahead of the model."""
+    return _transform(read_json(folder / CONFIG)["preprocess_cfg"])
+
+
+def _transform(config: Mapping[str, Any]) -> Callable[[Image.Image], Tensor]:
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    transform: Callable[[Image.Image], Tensor] = image_transform_v2(PreprocessCfg(**config), is_train=False)
     return transform
 
 
 def _preprocess_config(image_size: int) -> dict[str, Any]:
+    from open_clip.transform import PreprocessCfg
+
     cfg = PreprocessCfg(size=image_size)
     return {"size": image_size, "mean": list(cfg.mean), "std": list(cfg.std), "interpolation": cfg.interpolation, "resize_mode": cfg.resize_mode}
 
@@ -153,7 +172,13 @@ def _model_config(config: TowerConfig) -> dict[str, Any]:
     for width in (config.vision_width, config.text_width):
         if width % config.head_width:
             raise UnclipError(f"clip.tower.head_width must divide the tower widths, got {config.head_width} for {width}")
-    vision = {"layers": config.vision_layers, "width": config.vision_width, "head_width": config.head_width, "patch_size": config.patch_size, "image_size": config.image_size}
+    vision = {
+        "layers": config.vision_layers,
+        "width": config.vision_width,
+        "head_width": config.head_width,
+        "patch_size": config.patch_size,
+        "image_size": config.image_size,
+    }
     text = {"context_length": config.context_length, "width": config.text_width, "heads": config.text_width // config.head_width, "layers": config.text_layers}
     return {"embed_dim": config.emb_width, "vision_cfg": vision, "text_cfg": text}
 
@@ -175,9 +200,14 @@ def import_clip(folder: Path, model_name: str, pretrained: str) -> None:
     Raises:
         UnclipError: unknown model or tag, weights that can't be had, or a kind of CLIP without a plain text tower.
     """
+    import open_clip
+    from open_clip.model import get_model_preprocess_cfg
+
     known = open_clip.get_model_config(model_name)
     if known is None:
-        raise UnclipError(f"clip.model must be a model of open_clip, got {model_name!r}; `python -c 'import open_clip; print(open_clip.list_models())'` lists them")
+        raise UnclipError(
+            f"clip.model must be a model of open_clip, got {model_name!r}; `python -c 'import open_clip; print(open_clip.list_models())'` lists them"
+        )
     is_file = Path(pretrained).suffix in (".safetensors", ".pt", ".pth", ".bin")
     if is_file and not Path(pretrained).is_file():
         raise UnclipError(f"clip.pretrained names the file {pretrained}, but there is none")
@@ -185,17 +215,18 @@ def import_clip(folder: Path, model_name: str, pretrained: str) -> None:
     if not is_file and pretrained not in tags:
         raise UnclipError(f"clip.pretrained must be a checkpoint file or one of {', '.join(tags) or 'no tags'} for {model_name}, got {pretrained!r}")
     try:
-        model, _, preprocess = open_clip.create_model_and_transforms(model_name, pretrained=pretrained, weights_only=True)
+        model, _, _ = open_clip.create_model_and_transforms(model_name, pretrained=pretrained, weights_only=True)
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise UnclipError(f"open_clip could not load {model_name} with {pretrained!r}: {' '.join(str(error).split())[:300]}") from None
     _require_plain(model, model_name)
-    del preprocess  # made again from the config on loading
     save_file({name: value.detach().contiguous() for name, value in model.state_dict().items()}, folder / WEIGHTS)
     write_json(folder / CONFIG, {"model_cfg": known, "preprocess_cfg": get_model_preprocess_cfg(model)})
     write_json(folder / ORIGIN, {"origin": f"{model_name} {pretrained}"})
 
 
 def _require_plain(model: nn.Module, name: str) -> None:
+    from open_clip.model import CLIP
+
     if not isinstance(model, CLIP) or model.text_pool_type != "argmax":
         raise UnclipError(f"expected a CLIP with a causal text tower that ends in the end-of-text token, got {name} ({type(model).__name__})")
 
@@ -206,6 +237,8 @@ def load_clip(folder: Path, *, device: str = "cpu") -> Clip:
     Raises:
         UnclipError: a file is missing or broken.
     """
+    import open_clip
+
     config, weights = read_json(folder / CONFIG), folder / WEIGHTS
     if not weights.is_file():
         raise UnclipError(f"expected CLIP weights in {weights}, but there are none; run `unclip clip`")
@@ -222,10 +255,3 @@ def load_clip(folder: Path, *, device: str = "cpu") -> Clip:
         emb_width=config["model_cfg"]["embed_dim"], text_width=text["width"], model=model, preprocess=preprocess,
         preprocess_config=config["preprocess_cfg"], tokenize=lambda captions: tokenizer(list(captions)), device=torch.device(device),
     )  # fmt: skip
-
-
-def preprocess_of(folder: Path) -> Callable[[Image.Image], Tensor]:
-    """The preprocessing of a CLIP folder, without its weights: for workers that decode ahead of the model."""
-    cfg = PreprocessCfg(**read_json(folder / CONFIG)["preprocess_cfg"])
-    transform: Callable[[Image.Image], Tensor] = image_transform_v2(cfg, is_train=False)
-    return transform

@@ -6,6 +6,7 @@ stand before the text states. Each condition has a learned stand-in for when it 
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -107,7 +108,8 @@ def load_decoder(folder: Path, *, device: str = "cpu") -> Decoder:
     """
     network = checkpoint.read_config(folder, "decoder")["network"]
     widths = {name: network.pop(name) for name in ("emb_width", "text_width")}
-    unet = {name: tuple(value) if isinstance(value, list) else value for name, value in network.pop("unet").items()}
-    model = Decoder(DecoderConfig(unet=UNetConfig(**unet), **network), **widths)
+    unet: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in network.pop("unet").items()}
+    config = DecoderConfig(unet=UNetConfig(**unet), **network)
+    model = Decoder(config, **widths)
     checkpoint.load_weights(model, folder / checkpoint.EMA)
-    return model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    return model.to(device).to(memory_format=torch.channels_last).eval().requires_grad_(False)

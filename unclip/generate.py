@@ -83,7 +83,9 @@ class RowNoise:
     """Standard normal noise of which each row has its own stream, seeded by (seed, row, stream)."""
 
     def __init__(self, seed: int, rows: Sequence[int], stream: int, shape: tuple[int, ...], device: torch.device) -> None:
-        self._generators = [torch.Generator().manual_seed(int(np.random.SeedSequence([seed, row, stream]).generate_state(1, np.uint64)[0] >> 1)) for row in rows]
+        self._generators = [
+            torch.Generator().manual_seed(int(np.random.SeedSequence([seed, row, stream]).generate_state(1, np.uint64)[0] >> 1)) for row in rows
+        ]
         self._shape, self._device = shape, device
 
     def __call__(self) -> Tensor:
@@ -106,8 +108,15 @@ def draw_candidates(prior: DiffusionPrior | LinearPrior | None, condition: TextC
     width, device = condition.text_emb.shape[1], condition.text_emb.device
     draws = [row * config.num_candidates + draw for row in rows for draw in range(config.num_candidates)]
     noise = RowNoise(config.seed, draws, PRIOR_STREAM, (width,), device)
-    steps = dict(num_sample_steps=config.prior_steps, guidance_scale=config.prior_guidance_scale)
-    return sample_prior(prior, condition, num_samples=config.num_candidates, x_T=noise(), noise=noise, **steps)
+    return sample_prior(
+        prior,
+        condition,
+        num_samples=config.num_candidates,
+        num_sample_steps=config.prior_steps,
+        guidance_scale=config.prior_guidance_scale,
+        x_T=noise(),
+        noise=noise,
+    )
 
 
 @torch.no_grad()
@@ -145,5 +154,3 @@ def generate(models: Models, captions: Sequence[str], config: GenerateConfig, *,
         torch.cat([part.similarities for part in made]),
         torch.cat([part.image_emb for part in made]),
     )
-
-

@@ -134,7 +134,9 @@ STAGES: Mapping[str, Stage] = {
         folder=lambda paths: paths.report,
         section=_evaluate_section,
         inputs=lambda config, paths: evaluate_inputs(paths),
-        run=lambda config, paths: evaluate(paths, load_models(config, "diffusion"), load_linear(paths.prior / LINEAR, device=device_of(config)), _evaluate_section(config)),
+        run=lambda config, paths: evaluate(
+            paths, load_models(config, "diffusion"), load_linear(paths.prior / LINEAR, device=device_of(config)), _evaluate_section(config)
+        ),
     ),
 }
 

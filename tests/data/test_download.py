@@ -263,7 +263,7 @@ def test_an_image_that_kills_its_reader_costs_one_row(tmp_path: Path, monkeypatc
     ],
 )
 def test_a_config_that_makes_no_sense_is_refused(broken: dict[str, Any]) -> None:
-    with pytest.raises(UnclipError, match="download"):
+    with pytest.raises(ValueError, match="must be"):
         DownloadConfig(**broken)
 
 

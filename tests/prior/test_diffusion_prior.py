@@ -64,7 +64,9 @@ def test_padding_does_not_matter() -> None:
     prior, condition = make_prior(), captions()
     everyone = torch.ones(3, dtype=torch.bool)
     x_t, t = noised(3)
-    padded = TextCondition(condition.text_emb, nn.functional.pad(condition.text_tokens, (0, 0, 0, 2), value=7.0), nn.functional.pad(condition.text_mask, (0, 2)))
+    padded = TextCondition(
+        condition.text_emb, nn.functional.pad(condition.text_tokens, (0, 0, 0, 2), value=7.0), nn.functional.pad(condition.text_mask, (0, 2))
+    )
     torch.testing.assert_close(prior(x_t, t, prior.read_text(condition, everyone)), prior(x_t, t, prior.read_text(padded, everyone)), atol=1e-5, rtol=1e-5)
 
 

@@ -38,7 +38,12 @@ def test_noising_and_velocity_agree() -> None:
 @pytest.mark.parametrize("eta", [0.0, 0.7])
 def test_ddim_agrees_step_by_step(prediction: Prediction, eta: float) -> None:
     reference = DDIMScheduler(
-        num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2", prediction_type=THEIR_PREDICTION[prediction], timestep_spacing="linspace", clip_sample=True, clip_sample_range=1.0
+        num_train_timesteps=1000,
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type=THEIR_PREDICTION[prediction],
+        timestep_spacing="linspace",
+        clip_sample=True,
+        clip_sample_range=1.0,
     )
     reference.set_timesteps(STEPS)
     # diffusers takes t - T/N for the step before; ours is the next of the linspace. Equal where that spacing is even.

@@ -109,5 +109,5 @@ def test_a_world_is_left_as_it_is_and_never_mixed(tmp_path: Path) -> None:
     ],
 )
 def test_a_setting_without_effect_is_an_error(settings: dict[str, object], message: str) -> None:
-    with pytest.raises(UnclipError, match=message):
+    with pytest.raises(ValueError, match=message):
         WorldConfig(**settings)  # type: ignore[arg-type]

@@ -58,22 +58,22 @@ class DownloadConfig:
 
     def __post_init__(self) -> None:
         if self.encode_format not in QUALITIES:
-            raise UnclipError(f"download.encode_format must be one of {', '.join(QUALITIES)}, got {self.encode_format!r}")
+            raise ValueError(f"encode_format must be one of {', '.join(QUALITIES)}, got {self.encode_format!r}")
         allowed = QUALITIES[self.encode_format]
         if self.encode_quality not in allowed:
-            raise UnclipError(f"download.encode_quality must be in [{allowed[0]}, {allowed[-1]}] for {self.encode_format}, got {self.encode_quality}")
+            raise ValueError(f"encode_quality must be in [{allowed[0]}, {allowed[-1]}] for {self.encode_format}, got {self.encode_quality}")
         for name in ("image_size", "min_image_size", "max_aspect_ratio", "max_image_pixels", "max_bytes", "timeout_seconds", "processes", "threads"):
             if getattr(self, name) < 1:
-                raise UnclipError(f"download.{name} must be at least 1, got {getattr(self, name)}")
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("max_seconds", "stall_seconds"):
             if getattr(self, name) <= 0:
-                raise UnclipError(f"download.{name} must be more than 0, got {getattr(self, name)}")
+                raise ValueError(f"{name} must be more than 0, got {getattr(self, name)}")
         if self.retries < 0 or self.backoff_seconds < 0:
-            raise UnclipError(f"download.retries and backoff_seconds must be at least 0, got {self.retries} and {self.backoff_seconds}")
+            raise ValueError(f"retries and backoff_seconds must be at least 0, got {self.retries} and {self.backoff_seconds}")
         if self.stall_seconds <= self.max_seconds + self.timeout_seconds:
-            raise UnclipError(f"download.stall_seconds must be more than max_seconds + timeout_seconds, got {self.stall_seconds}")
+            raise ValueError(f"stall_seconds must be more than max_seconds + timeout_seconds, got {self.stall_seconds}")
         if not self.user_agent.isascii() or not self.user_agent.isprintable() or not self.user_agent:
-            raise UnclipError(f"download.user_agent must be printable ASCII, got {self.user_agent!r}")
+            raise ValueError(f"user_agent must be printable ASCII, got {self.user_agent!r}")
 
 
 def download_inputs(source: Path) -> dict[str, str]:

@@ -101,7 +101,9 @@ def _refuse_other_clip(out: Path, clip_folder: Path, digest: str) -> None:
         table = out / f"{path.stem}.parquet"
         held = pq.read_schema(table).metadata.get(b"clip_digest", b"").decode() if table.exists() else digest
         if held != digest:
-            raise UnclipError(f"{out} holds embeddings of the CLIP {held}, expected {digest} of {clip_folder}; one store never mixes two: remove the store, or give the new CLIP another name")
+            raise UnclipError(
+                f"{out} holds embeddings of the CLIP {held}, expected {digest} of {clip_folder}; one store never mixes two: remove it, or set another clip.name"
+            )
 
 
 @contextmanager
@@ -128,13 +130,17 @@ def _decode(clip_folder: str, images: list[bytes]) -> np.ndarray:
     return out
 
 
-def _embed_shard(stage: Stage, source: Part, shards: Path, clip: Clip, config: EmbedConfig, made_from: str, submit: Callable[[list[bytes]], Future[np.ndarray]], bar: Bar) -> Part:
+def _embed_shard(
+    stage: Stage, source: Part, shards: Path, clip: Clip, config: EmbedConfig, made_from: str, submit: Callable[[list[bytes]], Future[np.ndarray]], bar: Bar
+) -> Part:
     started = time.monotonic()
     listed = read_table(shards / f"{source.name}.parquet", SHARD)
     kept = listed.filter(pc.equal(listed["status"], "kept"))
     samples = list(read_shard(shards / f"{source.name}.tar"))
     if [sample.key for sample in samples] != kept["key"].to_pylist():
-        raise UnclipError(f"{shards / source.name}.tar and .parquet disagree on their keys; remove both and {source.name}.json, and run `unclip download` again")
+        raise UnclipError(
+            f"{shards / source.name}.tar and .parquet disagree on their keys; remove both and {source.name}.json, and run `unclip download` again"
+        )
     chunks = [samples[i : i + config.batch_size] for i in range(0, len(samples), config.batch_size)]
     futures = [submit([sample.image for sample in chunk]) for chunk in chunks]
     columns: dict[str, list[Any]] = {name: [] for name in ("image_emb", "text_emb", "similarity", "token_ids", "text_tokens")}
@@ -150,7 +156,15 @@ def _embed_shard(stage: Stage, source: Part, shards: Path, clip: Clip, config: E
     table = pa.table([arrays[name] for name in schema.names], schema=schema)
     with replacing(stage.folder / f"{source.name}.parquet") as aside:
         write_part(aside, table)
-    return stage.record_part(source.name, made_from=made_from, rows_in=source.kept, kept=len(table), rejected={}, files=[f"{source.name}.parquet"], seconds=time.monotonic() - started)
+    return stage.record_part(
+        source.name,
+        made_from=made_from,
+        rows_in=source.kept,
+        kept=len(table),
+        rejected={},
+        files=[f"{source.name}.parquet"],
+        seconds=time.monotonic() - started,
+    )
 
 
 def _collect(columns: dict[str, list[Any]], image_emb: Tensor, text: TextFeatures) -> None:
@@ -188,7 +202,15 @@ def write_part(path: Path, table: pa.Table) -> None:
     """
     names = [name for name in table.schema.names if name not in VECTORS]
     compression = {_leaf(table.schema, name): "none" if name in VECTORS else "zstd" for name in table.schema.names}
-    pq.write_table(table, path, row_group_size=ROW_GROUP, compression=compression, use_dictionary=["split"], write_statistics=[_leaf(table.schema, name) for name in names], write_page_checksum=True)
+    pq.write_table(
+        table,
+        path,
+        row_group_size=ROW_GROUP,
+        compression=compression,
+        use_dictionary=["split"],
+        write_statistics=[_leaf(table.schema, name) for name in names],
+        write_page_checksum=True,
+    )
 
 
 def _leaf(schema: pa.Schema, name: str) -> str:

@@ -56,7 +56,7 @@ def build_index(store: Path, out: Path, config: IndexConfig) -> Manifest:
             bar.advance(len(batch["key"]))
     recall = _measure_recall(index, store, config.num_queries)
     if recall < config.recall_target:
-        raise UnclipError(f"the index of {store} finds {recall:.3f} of the true ten nearest, expected at least {config.recall_target}; build it again, or lower index.recall_target")
+        raise UnclipError(f"the index of {store} finds {recall:.3f} of the true ten nearest, expected at least {config.recall_target}; see index.recall_target")
     with replacing(out / INDEX) as aside:
         faiss.write_index(index, str(aside))
     with replacing(out / KEYS) as aside:

@@ -34,7 +34,9 @@ def read_shard(path: Path) -> Iterator[Sample]:
         for sample in webdataset.WebDataset(str(path), shardshuffle=False, handler=webdataset.reraise_exception, empty_check=False):
             suffix = next((name for name in IMAGE_SUFFIXES if name in sample), None)
             if suffix is None or "txt" not in sample:
-                raise UnclipError(f"{path}: the sample {sample['__key__']} holds {sorted(k for k in sample if not k.startswith('__'))}, expected a picture and txt")
+                raise UnclipError(
+                    f"{path}: the sample {sample['__key__']} holds {sorted(k for k in sample if not k.startswith('__'))}, expected a picture and txt"
+                )
             yield Sample(sample["__key__"], sample[suffix], sample["txt"].decode())
     except (tarfile.ReadError, EOFError, OSError) as error:
         raise UnclipError(f"{path} is not a whole tar ({str(error)[:200]}); remove it and its .json, and run `unclip download` again") from None

@@ -18,7 +18,7 @@ from unclip.data import contracts
 from unclip.data.contracts import REJECTED, SOURCE, Reason
 from unclip.data.folder import BY_HASH, ServedLink, folder_rows, visible_files
 from unclip.data.links import RefusedError, cleaned_url
-from unclip.data.manifest import MANIFEST, Manifest, Stage, finished_manifest, is_current, read_manifest
+from unclip.data.manifest import MANIFEST, Manifest, Stage, finished_manifest, is_current, read_manifest, runtime
 from unclip.data.tables import Row, count_rows, read_rows
 from unclip.files import UnclipError, fingerprint, remove, remove_leftovers, replacing, sha256_file
 from unclip.progress import progress
@@ -39,7 +39,7 @@ class SourceConfig:
     a text file beside each image.
     """
 
-    path: str = ""
+    path: str = runtime("")  # a root may be moved; another table adds its rows
     url_column: str = "url"  # tables only
     caption_column: str = "caption"
     split_column: str = ""  # "" takes a folder's own `split`, or holds out by a hash of the caption
@@ -51,11 +51,11 @@ class SourceConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.heldout_fraction < 1:
-            raise UnclipError(f"source.heldout_fraction must be in [0, 1), got {self.heldout_fraction}")
+            raise ValueError(f"heldout_fraction must be in [0, 1), got {self.heldout_fraction}")
         if not 1 <= self.shard_size <= MAX_SHARD_SIZE:
-            raise UnclipError(f"source.shard_size must be in [1, {MAX_SHARD_SIZE}], got {self.shard_size}")
+            raise ValueError(f"shard_size must be in [1, {MAX_SHARD_SIZE}], got {self.shard_size}")
         if not self.url_column or not self.caption_column:
-            raise UnclipError("source.url_column and source.caption_column must name a column, got an empty name")
+            raise ValueError("url_column and source.caption_column must name a column, got an empty name")
 
 
 def source_inputs(config: SourceConfig) -> dict[str, str]:

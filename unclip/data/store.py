@@ -48,7 +48,7 @@ def iter_batches(store: Path, columns: Sequence[str], *, batch_size: int = 8192)
         try:
             with pq.ParquetFile(path, memory_map=True, page_checksum_verification=True) as file:
                 if missing := set(columns) - set(file.schema_arrow.names):
-                    raise UnclipError(f"{path} has no column {', '.join(sorted(missing))}; it has {', '.join(file.schema_arrow.names)}. Embed again with the config that this stage needs")
+                    raise UnclipError(f"{path} has no column {', '.join(sorted(missing))}; it has {', '.join(file.schema_arrow.names)}. Embed again with it")
                 for batch in file.iter_batches(batch_size=batch_size, columns=list(columns)):
                     yield {name: column_array(batch.column(name)) for name in columns}
         except (OSError, pa.ArrowInvalid) as error:

@@ -67,7 +67,16 @@ def _root(path: Path, stages: list[tuple[Path, Manifest]]) -> Table:
     for folder, manifest in stages:
         counts, state = manifest.counts, "finished" if manifest.finished else "stopped before its end"
         rejected = sum(counts.get("rejected", {}).values())
-        row = [str(folder.relative_to(path)), manifest.stage, state, counts.get("rows_in", ""), counts.get("kept", ""), rejected, f"{manifest.seconds:.1f}", _human(_size(folder))]
+        row = [
+            str(folder.relative_to(path)),
+            manifest.stage,
+            state,
+            counts.get("rows_in", ""),
+            counts.get("kept", ""),
+            rejected,
+            f"{manifest.seconds:.1f}",
+            _human(_size(folder)),
+        ]
         table.add_row(*(Text(str(cell)) for cell in row))
     return table
 
@@ -79,7 +88,12 @@ def _size(folder: Path) -> int:
 def _manifest(path: Path, manifest: Manifest) -> Table:
     state = "finished" if manifest.finished else f"stopped before its end; run `unclip {manifest.stage}` to go on"
     rows = [("stage", manifest.stage), ("state", state), ("digest", manifest.digest), ("inputs", dict(manifest.inputs)), ("counts", dict(manifest.counts))]
-    rows += [("seconds", f"{manifest.seconds:.1f}"), ("peak memory", _human(manifest.peak_memory_bytes)), ("size", _human(_size(path))), ("config", dict(manifest.config))]
+    rows += [
+        ("seconds", f"{manifest.seconds:.1f}"),
+        ("peak memory", _human(manifest.peak_memory_bytes)),
+        ("size", _human(_size(path))),
+        ("config", dict(manifest.config)),
+    ]
     return _table(str(path), rows)
 
 
@@ -88,7 +102,12 @@ def _checkpoint(path: Path) -> Table:
     with safe_open(path / checkpoint.MODEL, "numpy") as file:
         shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - not a dict
     parameters = sum(int(np.prod(shape)) for shape in shapes.values())
-    rows = [("kind", config["kind"]), ("step", state.get("step", "none: closed form")), ("samples seen", state.get("samples", "")), ("parameters and buffers", f"{parameters:,} in {len(shapes)} tensors")]
+    rows = [
+        ("kind", config["kind"]),
+        ("step", state.get("step", "none: closed form")),
+        ("samples seen", state.get("samples", "")),
+        ("parameters and buffers", f"{parameters:,} in {len(shapes)} tensors"),
+    ]
     return _table(str(path), [*rows, ("network", config["network"]), ("size", _human(_size(path)))])
 
 
@@ -109,7 +128,12 @@ def _store(path: Path) -> RenderableType:
         for split, count in zip(*np.unique(batch["split"].astype(str), return_counts=True), strict=True):
             splits[str(split)] = splits.get(str(split), 0) + int(count)
     joined = {name: np.concatenate(held) for name, held in norms.items()}
-    rows: list[tuple[object, object]] = [("rows", f"{sum(splits.values()):,} in {len(parts)} parts"), ("splits", splits), ("columns", ", ".join(schema.names)), *said.items()]
+    rows: list[tuple[object, object]] = [
+        ("rows", f"{sum(splits.values()):,} in {len(parts)} parts"),
+        ("splits", splits),
+        ("columns", ", ".join(schema.names)),
+        *said.items(),
+    ]
     rows += [(f"norm of {name}", f"mean {values.mean():.3f}, {values.min():.3f} to {values.max():.3f}") for name, values in joined.items()]
     rows.append(("bad rows (not finite, or zero)", str(bad)))
     return Group(_table("embedding store", rows), Text("similarity of picture and caption"), _histogram(np.concatenate(similarity)))

@@ -21,7 +21,9 @@ class Prefix:
         """Each row `num` times in a row, for several draws that share one prefix: (B, ...) -> (B * num, ...)."""
         if num == 1:
             return self
-        return Prefix(tuple(k.repeat_interleave(num, 0) for k in self.keys), tuple(v.repeat_interleave(num, 0) for v in self.values), self.mask.repeat_interleave(num, 0))
+        return Prefix(
+            tuple(k.repeat_interleave(num, 0) for k in self.keys), tuple(v.repeat_interleave(num, 0) for v in self.values), self.mask.repeat_interleave(num, 0)
+        )
 
 
 class Block(nn.Module):

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 NORM_GROUPS = 32  # Dhariwal & Nichol 2021; fewer where a group would have less than 4 channels
 MIN_GROUP_WIDTH = 4
+POSITION_STD = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,9 @@ class UNetConfig:
         channels, channel_mult: width of the first level, and each level's multiple of it; each level halves the side.
         depth: residual blocks a level.
         head_width: channels of an attention head.
+        positions: whether attention adds a learned map of where each pixel stands. ADM has none, and knows its place only
+            from the padding at the rim; at high noise, where the layout is decided, that takes long to learn. Off where
+            the network is trained on crops.
         dropout: rate inside the residual blocks.
     """
 
@@ -34,6 +38,7 @@ class UNetConfig:
     depth: int = 2
     attention_sizes: tuple[int, ...] = (32, 16, 8)
     head_width: int = 64
+    positions: bool = False
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -97,12 +102,14 @@ class ResBlock(nn.Module):
 class AttentionBlock(nn.Module):
     """Every pixel looks at the context tokens and at all pixels, in one softmax (GLIDE, section 4.1).
 
-    x (B, C, H, W), context (B, L, D), context_mask (B, L) True = visible -> (B, C, H, W).
+    x (B, C, H, W), context (B, L, D), context_mask (B, L) True = visible -> (B, C, H, W). With `positions_at` H, a
+    learned map of positions (C, H, H) is added to x first.
     """
 
-    def __init__(self, channels: int, context_width: int, head_width: int) -> None:
+    def __init__(self, channels: int, context_width: int, head_width: int, *, positions_at: int | None = None) -> None:
         super().__init__()
         self.head_width = head_width
+        self.positions = None if positions_at is None else nn.Parameter(torch.randn(channels, positions_at, positions_at) * POSITION_STD)
         self.norm = group_norm(channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.context_kv = nn.Linear(context_width, 2 * channels) if context_width else None
@@ -110,6 +117,8 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None, context_mask: Tensor | None) -> Tensor:
         B, C, H, W = x.shape
+        if self.positions is not None:
+            x = x + self.positions
         qkv = self.qkv(self.norm(x)).flatten(2).transpose(1, 2)  # (B, HW, 3C)
         q, k, v = self._heads(qkv, 3)
         mask = None
@@ -140,8 +149,11 @@ class UNet(nn.Module):
         def residual(channels: int, out: int, resample: str = "") -> ResBlock:
             return ResBlock(channels, out, emb_width, dropout=config.dropout, resample=resample)
 
+        def attend(channels: int, side: int) -> AttentionBlock:
+            return AttentionBlock(channels, context_width, config.head_width, positions_at=side if config.positions else None)
+
         def attention(channels: int, side: int) -> nn.Module | None:
-            return AttentionBlock(channels, context_width, config.head_width) if side in config.attention_sizes else None
+            return attend(channels, side) if side in config.attention_sizes else None
 
         def stage(block: ResBlock, attend: nn.Module | None = None) -> nn.ModuleList:
             return nn.ModuleList([block] if attend is None else [block, attend])
@@ -158,7 +170,7 @@ class UNet(nn.Module):
                 self.down.append(stage(residual(channels, channels, "down")))
                 skips.append(channels)
                 side //= 2
-        self.middle = nn.ModuleList([stage(residual(channels, channels), AttentionBlock(channels, context_width, config.head_width)), stage(residual(channels, channels))])
+        self.middle = nn.ModuleList([stage(residual(channels, channels), attend(channels, side)), stage(residual(channels, channels))])
         self.up = nn.ModuleList()
         for level, width in reversed(list(enumerate(widths))):
             for block in range(config.depth + 1):
@@ -172,8 +184,8 @@ class UNet(nn.Module):
         self.out_conv = zeroed(nn.Conv2d(channels, out_channels, 3, padding=1))
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor | None = None, context_mask: Tensor | None = None) -> Tensor:
-        def run(entry: nn.ModuleList, h: Tensor) -> Tensor:
-            for block in entry:
+        def run(entry: nn.Module, h: Tensor) -> Tensor:
+            for block in entry.children():
                 h = block(h, emb) if isinstance(block, ResBlock) else block(h, context, context_mask)
             return h
 

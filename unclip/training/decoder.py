@@ -78,7 +78,9 @@ def train_decoder(shards: Path, store: Path, run: Path, config: DecoderStageConf
         i = torch.randint(len(schedule), (len(rows),), generator=generator)
         keep_image, keep_text = (torch.rand(len(rows), generator=generator).to(device) >= prob for prob in (config.drop_image_prob, config.drop_text_prob))
         tokens, mask = padded_states([states[row] for row in rows]) if states is not None else (None, None)
-        condition = DecoderCondition(image_emb[rows].to(device), None if tokens is None else tokens.to(device), None if mask is None else mask.to(device), keep_image, keep_text)
+        condition = DecoderCondition(
+            image_emb[rows].to(device), None if tokens is None else tokens.to(device), None if mask is None else mask.to(device), keep_image, keep_text
+        )
         output = prepared(add_noise(schedule, x0, i, eps), schedule.timesteps[i].to(device), condition)
         errors = (output - target(schedule, config.network.prediction, x0, i, eps)).square().mean(dim=(1, 2, 3))
         if config.min_snr_gamma:

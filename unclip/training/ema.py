@@ -19,7 +19,8 @@ class Ema:
     def update(self, module: nn.Module, step: int) -> None:
         """Takes in the weights after `step` (from 1)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        floats, others = [], []
+        floats: list[tuple[Tensor, Tensor]] = []
+        others: list[tuple[Tensor, Tensor]] = []
         for name, value in module.state_dict().items():
             (floats if value.is_floating_point() else others).append((self.state[name], value))
         torch._foreach_lerp_([mine for mine, _ in floats], [value for _, value in floats], 1 - decay)

@@ -96,7 +96,9 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Adam
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.adam_eps, fused=True)
 
 
-def train(run: Path, *, model: nn.Module, kind: str, network: Mapping[str, Any], loss_fn: LossFn, batches: Callable[[int], Iterator[Batch]], config: TrainingConfig) -> Path:
+def train(
+    run: Path, *, model: nn.Module, kind: str, network: Mapping[str, Any], loss_fn: LossFn, batches: Callable[[int], Iterator[Batch]], config: TrainingConfig
+) -> Path:
     """Trains a model to its last step, from its newest checkpoint in `run` if there is one.
 
     Args:
@@ -135,7 +137,13 @@ def train(run: Path, *, model: nn.Module, kind: str, network: Mapping[str, Any],
         state = {"step": step, "samples": step * config.batch_size}
         plain = accelerator.unwrap_model(prepared)
         checkpoint.write_checkpoint(
-            checkpoint.step_folder(run, step), config=content, model=plain.state_dict(), ema=ema.state, optimizer=optimizer.state_dict(), state=state, extra=run / METRICS
+            checkpoint.step_folder(run, step),
+            config=content,
+            model=plain.state_dict(),
+            ema=ema.state,
+            optimizer=optimizer.state_dict(),
+            state=state,
+            extra=run / METRICS,
         )
         checkpoint.keep_checkpoints(run, KEPT_CHECKPOINTS)
 
@@ -153,7 +161,9 @@ def train(run: Path, *, model: nn.Module, kind: str, network: Mapping[str, Any],
             accelerator.backward(loss)
             norm = accelerator.clip_grad_norm_(prepared.parameters(), config.grad_clip)
             if not torch.isfinite(loss) or not torch.isfinite(norm):
-                raise UnclipError(f"{kind}: the loss of step {step + 1} is {loss.item()}, its gradient norm {norm.item()}; lower learning_rate (it was {config.learning_rate}) and run again")
+                raise UnclipError(
+                    f"{kind}: the loss of step {step + 1} is {loss.item()}, its gradient norm {norm.item()}; lower learning_rate, now {config.learning_rate}"
+                )
             optimizer.step()
             ema.update(accelerator.unwrap_model(prepared), step + 1)
             if (step + 1) % config.log_every == 0 or step + 1 == config.num_steps:

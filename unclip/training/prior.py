@@ -65,7 +65,9 @@ def train_prior(store: Path, run: Path, config: PriorConfig) -> Manifest:
     pairs = read_pairs(store, split="train", text_tokens=True)
     states = pairs.text_tokens
     if states is None or max(map(len, states)) > config.network.max_text_tokens:
-        raise UnclipError(f"prior.network.max_text_tokens is {config.network.max_text_tokens}, but the longest caption in {store} has {max(map(len, states or []))} tokens")
+        raise UnclipError(
+            f"prior.network.max_text_tokens is {config.network.max_text_tokens}, but the longest caption in {store} has {max(map(len, states or []))} tokens"
+        )
     image_emb, text_emb = (torch.from_numpy(values.astype(np.float32)) for values in (pairs.image_emb, pairs.text_emb))
     torch.manual_seed(config.training.seed)
     model = DiffusionPrior(config.network, emb_width=emb_width(store), text_width=text_width(store))

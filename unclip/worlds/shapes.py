@@ -33,8 +33,8 @@ OPPOSITES = {"right of": "left of", "below": "above"}
 HELDOUT_PAIRS = (("green", "star"), ("cyan", "triangle"), ("orange", "ring"), ("purple", "cross"))
 HELDOUT_SCENES = 0.06  # of the scenes without a held-out pair
 
-SINGLE_JITTER = 0.12  # how far a lone shape stands from the middle at most, in picture widths
-PAIR_OFFSET, PAIR_JITTER, PAIR_SHIFT = 0.24, 0.02, 0.08  # two shapes: half their distance, and jitter along and across
+SINGLE_JITTER = 0.06  # how far a lone shape stands from the middle at most, in picture widths
+PAIR_OFFSET, PAIR_JITTER, PAIR_SHIFT = 0.24, 0.02, 0.04  # two shapes: half their distance, and jitter along and across
 SUPERSAMPLING = 4
 
 

@@ -36,15 +36,15 @@ class WorldConfig:
 
     def __post_init__(self) -> None:
         if self.name not in _ONLY:
-            raise UnclipError(f"world.name must be one of {', '.join(_ONLY)}, got {self.name!r}")
+            raise ValueError(f"name must be one of {', '.join(_ONLY)}, got {self.name!r}")
         for name, least in (("image_size", 8), ("num_train", 1), ("num_heldout", 0), ("seed", 0)):
             if getattr(self, name) < least:
-                raise UnclipError(f"world.{name} must be at least {least}, got {getattr(self, name)}")
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         for world, names in _ONLY.items():
             changed = [name for name in names if world != self.name and getattr(self, name) != defaults[name]]
             if changed:
-                raise UnclipError(f"world.{changed[0]} has an effect only with world.name={world!r}, got {self.name!r}; leave it out")
+                raise ValueError(f"{changed[0]} has an effect only with world.name={world!r}, got {self.name!r}; leave it out")
 
 
 @dataclass(frozen=True)

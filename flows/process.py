@@ -1,0 +1,78 @@
+"""One stage as a child process: its lines go where they can be read, and what stops the flow stops it too."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Sequence
+
+from unclip.files import UnclipError
+
+USER_ERROR = 2  # the exit code of `unclip` for what the user can put right
+INTERRUPTED = (130, 143, -signal.SIGINT, -signal.SIGTERM)
+GRACE_SECONDS = 25.0  # Prefect kills a cancelled flow 30 s after it asked it to stop
+
+
+class StageError(RuntimeError):
+    """A child ended with a failure that trying again may cure."""
+
+
+class StoppedError(RuntimeError):
+    """A signal stopped a child. What it had done is kept; someone wanted the stop, so nothing tries again by itself."""
+
+
+def run_child(command: Sequence[str], *, name: str, say: Callable[[str], None] | None, grace_seconds: float = GRACE_SECONDS) -> None:
+    """Runs a command to its end.
+
+    Whatever leaves this function early (a cancelled run, Ctrl-C) asks the child to stop, waits, and kills it if need be.
+
+    Args:
+        command: the program and its arguments.
+        name: what to call it in errors.
+        say: takes the child's lines, both of stdout and stderr; None leaves it the terminal, for its progress bars.
+        grace_seconds: how long the child may take to save its state.
+
+    Raises:
+        UnclipError: the child ended with code 2; the message is its last line.
+        StoppedError: a signal stopped it.
+        StageError: it ended with any other code.
+    """
+    pipe = None if say is None else subprocess.PIPE
+    # no session of its own: a cancelled flow's signal goes to the whole process group, and must reach the child
+    child = subprocess.Popen(
+        list(command), env=os.environ | {"PYTHONUNBUFFERED": "1"}, stdout=pipe, stderr=None if say is None else subprocess.STDOUT, text=True, errors="replace"
+    )
+    last = ""
+    try:
+        if say is not None and child.stdout is not None:
+            for line in child.stdout:
+                if text := line.rstrip():
+                    last = text
+                    say(text)
+        code = child.wait()
+    except BaseException:
+        _stop(child, grace_seconds)
+        raise
+    finally:
+        if child.stdout is not None:
+            child.stdout.close()
+    _judge(code, name, last.removeprefix("unclip: ") or "its message stands above")
+
+
+def _judge(code: int, name: str, reason: str) -> None:
+    if code == USER_ERROR:
+        raise UnclipError(f"{name}: {reason}")
+    if code in INTERRUPTED:
+        raise StoppedError(f"{name} was stopped by a signal (exit code {code}); what it had done is kept, and the same run goes on")
+    if code != 0:
+        raise StageError(f"{name} ended with exit code {code}: {reason}")
+
+
+def _stop(child: "subprocess.Popen[str]", grace_seconds: float) -> None:
+    child.terminate()
+    try:
+        child.wait(grace_seconds)
+    except BaseException as error:  # also a second Ctrl-C
+        child.kill()
+        child.wait()
+        if not isinstance(error, subprocess.TimeoutExpired):
+            raise

@@ -1,0 +1,211 @@
+"""The stage as a whole: what it leaves, what it refuses, and that the page is safe to open."""
+
+import base64
+import copy
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from tests.evaluation.conftest import NUM_HELDOUT, NUM_TRAIN, SECTION, Root
+from unclip.data.index import normalised
+from unclip.data.manifest import finished_manifest
+from unclip.evaluation import page
+from unclip.evaluation.heldout import predict, read_held_out
+from unclip.evaluation.report import evaluate, evaluate_inputs
+from unclip.files import UnclipError
+from unclip.layout import Paths
+
+
+@pytest.fixture(scope="session")
+def evaluated(root: Root) -> tuple[Root, dict[str, Any]]:
+    evaluate(root.paths, root.models, root.linear, SECTION)
+    return root, read(root.paths)
+
+
+def read(paths: Paths) -> dict[str, Any]:
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} in report.json")
+
+    content: dict[str, Any] = json.loads((paths.report / "report.json").read_text(), parse_constant=refuse)
+    return content
+
+
+def test_the_stage_leaves_every_file_and_every_section(evaluated: tuple[Root, dict[str, Any]]) -> None:
+    root, report = evaluated
+    assert {"counts", "clip", "prior", "judge", "stages", "environment"} <= report.keys()
+    assert {path.name for path in root.paths.report.iterdir()} == {
+        "manifest.json", "report.json", "index.html", "grid.png", "metrics.parquet", "curves.png", "pictures",
+    }  # fmt: skip
+    manifest = finished_manifest(root.paths.report, "evaluate")
+    assert manifest.inputs == evaluate_inputs(root.paths)
+    assert manifest.counts["pictures"] == 6
+    assert set(report["prior"]) == set(report["clip"]) == {"heldout-pair", "heldout-scene"}
+    assert [stage["stage"] for stage in report["stages"]] == ["source", "download", "clip", "embed", "index", "prior", "decoder", "evaluate"]
+
+
+def test_rows_of_a_real_run_add_up(evaluated: tuple[Root, dict[str, Any]]) -> None:
+    counts = evaluated[1]["counts"]
+    assert counts["problems"] == []
+    assert counts["adds_up"]
+    assert counts["splits"] == {"train": NUM_TRAIN, "heldout-pair": NUM_HELDOUT, "heldout-scene": NUM_HELDOUT}
+
+
+def test_the_true_embedding_finds_itself_and_lies_on_itself(evaluated: tuple[Root, dict[str, Any]]) -> None:
+    for found in evaluated[1]["prior"].values():
+        truth = found["rows"]["true embedding"]
+        assert truth["recall_at_1"] == truth["median_rank"] == 1.0
+        assert truth["cosine"] == pytest.approx(1.0)
+        assert truth["centred_cosine"] == pytest.approx(1.0)
+        assert list(found["rows"]) == ["true embedding", "diffusion best of 1", "diffusion best of 2", "linear", "text embedding as image embedding"]
+        assert found["rows"]["text embedding as image embedding"]["text_cosine"] == pytest.approx(1.0)
+
+
+def test_the_first_draw_is_one_of_those_that_the_best_is_chosen_from(root: Root) -> None:
+    generate = dataclasses.replace(SECTION.generate, num_candidates=3)
+    splits = read_held_out(root.paths.shards, root.paths.embeddings, SECTION.evaluate, image_size=16, seed=0)
+    found = predict(splits[0], root.models, root.linear, generate, batch_size=3)
+    assert found.draws.shape == (4, 3, 16)
+    assert (found.rows["diffusion best of 1"] == found.draws[:, 0]).all()
+    cosines = (normalised(found.draws.reshape(12, 16)).reshape(4, 3, 16) * normalised(splits[0].text_emb)[:, None]).sum(-1)
+    assert (found.rows["diffusion best of 3"] == found.draws[np.arange(4), cosines.argmax(1)]).all()
+    assert found.diffusion == "diffusion best of 3"
+
+
+def test_held_out_rows_are_drawn_by_the_seed_with_their_own_pictures(root: Root) -> None:
+    first, again, other = (read_held_out(root.paths.shards, root.paths.embeddings, SECTION.evaluate, image_size=16, seed=seed) for seed in (0, 0, 1))
+    assert [held.keys for held in first] == [held.keys for held in again]
+    assert [held.keys for held in first] != [held.keys for held in other]
+    for held in first:
+        assert len(held.pairs) == NUM_HELDOUT
+        assert held.pictures.shape == (4, 16, 16, 3)
+        files = {row["caption"]: row["file"] for row in pq.read_table(root.paths.world / "captions.parquet").to_pylist()}
+        for caption, picture in zip(held.captions, held.pictures, strict=True):
+            assert (np.asarray(Image.open(root.paths.world / files[caption])) == picture).all()
+
+
+def test_the_best_of_two_is_nearer_to_the_caption_than_the_first(evaluated: tuple[Root, dict[str, Any]]) -> None:
+    for found in evaluated[1]["prior"].values():
+        assert found["rows"]["diffusion best of 2"]["text_cosine"] >= found["rows"]["diffusion best of 1"]["text_cosine"]
+
+
+def test_the_table_holds_the_numbers_of_the_json(evaluated: tuple[Root, dict[str, Any]]) -> None:
+    root, report = evaluated
+    rows = {(row["section"], row["row"], row["metric"]): row["value"] for row in pq.read_table(root.paths.report / "metrics.parquet").to_pylist()}
+    assert rows["prior", "heldout-pair / linear", "recall_at_10"] == report["prior"]["heldout-pair"]["rows"]["linear"]["recall_at_10"]
+    assert (
+        rows["judge", "heldout-pair / program / prior", "all_right low"]
+        == report["judge"]["judges"][0]["splits"]["heldout-pair"]["rows"]["prior"]["all_right"]["low"]
+    )
+    assert rows["counts", "embed", "kept"] == NUM_TRAIN + 2 * NUM_HELDOUT
+
+
+def test_the_page_is_the_json_and_asks_the_network_for_nothing(evaluated: tuple[Root, dict[str, Any]]) -> None:
+    root, report = evaluated
+    html = (root.paths.report / "index.html").read_text()
+    assert html == page.render(report, root.paths.report)
+    sources = re.findall(r'(?:src|href)="([^"]*)"', html)
+    assert all(source.startswith(("data:image/png;base64,", "#")) for source in sources)
+    assert "url(" not in html
+    assert "@import" not in html
+    assert page.share(report["clip"]["heldout-pair"]["recall_at_5"]) in html
+    assert report["prior"]["heldout-scene"]["verdict"]["sentence"] in html
+    pictures = [base64.b64decode(source.split(",", 1)[1]) for source in sources if source.startswith("data:")]
+    assert len(pictures) == 4 + 2 + 1
+    assert all(picture.startswith(b"\x89PNG") for picture in pictures)
+
+
+def test_every_table_says_how_to_read_it_and_what_would_be_alarming(evaluated: tuple[Root, dict[str, Any]]) -> None:
+    html = (evaluated[0].paths.report / "index.html").read_text()
+    for section in re.split(r"<section id=", html)[1:]:
+        assert "<b>Alarming:</b>" in section, section[:60]
+
+
+def test_captions_and_names_from_strangers_are_escaped(evaluated: tuple[Root, dict[str, Any]]) -> None:
+    root, report = evaluated
+    evil = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
+    changed = copy.deepcopy(report)
+    changed["pictures"]["samples"][0]["caption"] = evil
+    changed["title"] = evil
+    changed["counts"]["problems"], changed["counts"]["adds_up"] = [evil], False
+    for section in (changed["prior"], changed["clip"], changed["judge"]["judges"][0]["splits"], changed["pictures"]["comparisons"]):
+        section[evil] = section.pop("heldout-pair")
+    html = page.render(changed, root.paths.report)
+    assert "<script" not in html
+    assert "<img src=x" not in html
+    assert html.count("&lt;script&gt;") >= 7
+
+
+def test_counts_that_do_not_add_up_are_shown_at_the_top(evaluated: tuple[Root, dict[str, Any]]) -> None:
+    root, report = evaluated
+    assert "do not add up" not in page.render(report, root.paths.report)
+    changed = copy.deepcopy(report)
+    changed["counts"] |= {"adds_up": False, "problems": ["embed: 7 rows came in"]}
+    assert "embed: 7 rows came in" in page.render(changed, root.paths.report)
+
+
+def test_a_second_run_gives_the_same_numbers(evaluated: tuple[Root, dict[str, Any]], tmp_path: Path) -> None:
+    root, report = evaluated
+    section = dataclasses.replace(SECTION, evaluate=dataclasses.replace(SECTION.evaluate, batch_size=4))
+    paths = dataclasses.replace(root.paths, report=tmp_path / "report")
+    manifest = evaluate(paths, root.models, root.linear, section)
+    again = read(paths)
+    assert again["judge"] == report["judge"]
+    assert again["prior"]["heldout-pair"]["rows"]["linear"] == pytest.approx(report["prior"]["heldout-pair"]["rows"]["linear"], abs=1e-5)
+    assert manifest.config == finished_manifest(root.paths.report, "evaluate").config
+
+
+def test_other_data_is_identified_by_clip_and_by_pixels(root: Root, tmp_path: Path) -> None:
+    paths = dataclasses.replace(root.paths, report=tmp_path / "report")
+    evaluate(paths, root.models, root.linear, dataclasses.replace(SECTION, world=""))
+    judge = read(paths)["judge"]
+    assert judge["kind"] == "identification"
+    by_clip, by_pixels = judge["judges"]
+    assert "also used to make the pictures" in by_clip["name"]
+    for found in by_pixels["splits"].values():
+        assert found["rows"]["real pictures"]["top_1"]["mean"] == 1.0
+        assert found["chance"] == {"top_1": 1 / 4, "top_5": 1.0}
+    for found in by_clip["splits"].values():
+        assert found["gallery"] == NUM_TRAIN + 2 * NUM_HELDOUT
+        assert found["rows"]["real pictures"]["top_1"]["mean"] == 1.0
+        assert list(found["rows"]) == ["real pictures", "decoder from true embedding", "prior", "linear", "text embedding as image embedding"]
+
+
+def test_one_held_out_row_and_one_candidate_are_enough(root: Root, tmp_path: Path) -> None:
+    paths = dataclasses.replace(root.paths, report=tmp_path / "report")
+    config = dataclasses.replace(SECTION.evaluate, num_captions=1, num_pictures=1, num_shown=1)
+    for world in ("shapes", ""):
+        section = dataclasses.replace(SECTION, world=world, evaluate=config, generate=dataclasses.replace(SECTION.generate, num_candidates=1))
+        paths = dataclasses.replace(root.paths, report=tmp_path / f"report-{world}")
+        evaluate(paths, root.models, root.linear, section)
+        report = read(paths)
+        rows = report["prior"]["heldout-scene"]["rows"]
+        assert list(rows) == ["true embedding", "diffusion best of 1", "linear", "text embedding as image embedding"]
+        assert rows["linear"]["spread"] is None
+        assert "shuffled captions" not in report["judge"]["judges"][0]["splits"]["heldout-scene"]["rows"]
+
+
+def test_without_held_out_rows_the_setting_is_named(root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unclip.evaluation.heldout.splits_of", lambda store: {"train": 40})
+    paths = dataclasses.replace(root.paths, report=tmp_path / "report")
+    with pytest.raises(UnclipError, match=r"no held-out row.*heldout_fraction"):
+        evaluate(paths, root.models, root.linear, SECTION)
+    assert not (paths.report / "index.html").exists()
+
+
+def test_a_prior_of_another_kind_is_refused(root: Root, tmp_path: Path) -> None:
+    paths = dataclasses.replace(root.paths, report=tmp_path / "report")
+    with pytest.raises(ValueError, match=r"diffusion prior.*NoneType"):
+        evaluate(paths, dataclasses.replace(root.models, prior=None), root.linear, SECTION)
+
+
+def test_the_grid_opens_as_a_picture(evaluated: tuple[Root, dict[str, Any]]) -> None:
+    with Image.open(evaluated[0].paths.report / "grid.png") as grid:
+        assert grid.width > 128
+        assert grid.height > 128

@@ -1,0 +1,128 @@
+"""The environment of a run: quiet and sound by default, the user's settings kept, and nothing left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flows.environment import SERVER, STARTED_BY, reap_orphans
+from tests.flows.conftest import REPOSITORY, clean_environment, wait_for
+
+pytestmark = pytest.mark.xdist_group("prefect")
+
+PREPARE = "from pathlib import Path; from flows.environment import prepare; prepare(Path({root!r}))\n"
+SLEEP = "import time; time.sleep(60)"
+
+# a flow as a user's `unclip run` has it, with a child that says its number and saves when it is asked to stop
+FLOW = """
+import sys
+from prefect import flow
+from flows.process import run_child
+
+CHILD = '''
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda number, frame: (open(sys.argv[1], "w").write("saved"), sys.exit(143)))
+print("child", os.getpid(), flush=True)
+time.sleep(float(sys.argv[2]))
+'''
+
+@flow
+def hold(saved: str, seconds: float) -> None:
+    run_child([sys.executable, "-c", CHILD, saved, str(seconds)], name="prior", say=lambda line: print(line, flush=True))
+
+hold(sys.argv[1], float(sys.argv[2]))
+print("ended well")
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A PREFECT_HOME whose database is made once."""
+    return tmp_path_factory.mktemp("home")
+
+
+def run(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=REPOSITORY, env=clean_environment(**environment), capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def servers(home: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if SERVER in process.cmdline() and process.environ().get("PREFECT_HOME") == str(home):
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def test_the_package_alone_imports_no_prefect() -> None:
+    assert run("import sys, flows, flows.environment, flows.process; sys.exit('prefect' in sys.modules)").returncode == 0
+
+
+def test_what_the_user_set_stays_and_the_rest_is_quiet(tmp_path: Path) -> None:
+    names = ["PREFECT_HOME", "DO_NOT_TRACK", "PREFECT_SERVER_ANALYTICS_ENABLED", "PREFECT_LOGGING_LEVEL"]
+    show = f"import os; print(*(os.environ[name] for name in {names}))"
+    assert run(PREPARE.format(root=str(tmp_path)) + show, PREFECT_LOGGING_LEVEL="DEBUG").stdout.split() == [f"{tmp_path}/.prefect", "1", "false", "DEBUG"]
+
+
+def test_a_real_server_keeps_prefects_own_log(tmp_path: Path) -> None:
+    show = "import os; print('PREFECT_LOGGING_LEVEL' in os.environ)"
+    assert run(PREPARE.format(root=str(tmp_path)) + show, PREFECT_API_URL="http://127.0.0.1:4200/api").stdout.strip() == "False"
+
+
+def test_a_flow_runs_on_a_temporary_server_beside_the_dataclasses_backport(home: Path, tmp_path: Path) -> None:
+    try:
+        assert version("dataclasses") == "0.6"
+    except PackageNotFoundError:
+        pytest.fail(
+            "the `dataclasses` backport is not installed, so this test shows nothing: does img2dataset no longer bring it? Then remove the .pth file too"
+        )
+    ended = run(PREPARE.format(root=str(tmp_path)) + FLOW, str(tmp_path / "saved"), "0", PREFECT_HOME=str(home))
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines()[-1] == "ended well"
+    assert ended.stderr == "", "Prefect's log belongs to its server, not to the terminal"
+    assert servers(home) == []
+
+
+def test_sigterm_lets_the_child_save_and_leaves_no_process_behind(home: Path, tmp_path: Path) -> None:
+    code = PREPARE.format(root=str(tmp_path)) + FLOW
+    command = [sys.executable, "-c", code, str(tmp_path / "saved"), "60"]
+    flow = subprocess.Popen(command, cwd=REPOSITORY, env=clean_environment(PREFECT_HOME=str(home)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert flow.stdout is not None
+    child = int(flow.stdout.readline().split()[1])
+    assert len(servers(home)) == 1
+    flow.send_signal(signal.SIGTERM)
+    flow.communicate(timeout=60)
+    assert flow.returncode == 128 + signal.SIGTERM
+    assert (tmp_path / "saved").read_text() == "saved"
+    assert not psutil.pid_exists(child)
+    wait_for("the server's end", lambda: servers(home) == [], 10)
+
+
+def server_of(owner: int, home: Path) -> "subprocess.Popen[bytes]":
+    """A process that looks like the temporary server of a run."""
+    return subprocess.Popen([sys.executable, "-c", SLEEP, SERVER], env=os.environ | {"PREFECT_HOME": str(home), STARTED_BY: str(owner)})
+
+
+def test_only_the_servers_of_dead_runs_on_the_same_home_are_reaped(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    orphan, elsewhere, owned = server_of(dead.pid, tmp_path), server_of(dead.pid, tmp_path / "other"), server_of(os.getpid(), tmp_path)
+    try:
+        wait_for("the three to be there", lambda: len([p for p in (orphan, elsewhere, owned) if SERVER in psutil.Process(p.pid).cmdline()]) == 3, 10)
+        assert reap_orphans(tmp_path) == [orphan.pid]
+        assert not psutil.pid_exists(orphan.pid)
+        assert elsewhere.poll() is None
+        assert owned.poll() is None
+    finally:
+        for process in (orphan, elsewhere, owned):
+            process.kill()
+            process.wait()

@@ -1,0 +1,88 @@
+"""A stage's child process: how it ends is told apart, its lines are heard, and it never outlives the flow."""
+
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flows.process import StageError, StoppedError, run_child
+from unclip.files import UnclipError
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
+
+
+def test_the_lines_of_both_streams_are_heard_in_order() -> None:
+    heard: list[str] = []
+    run_child(python("import sys; print('one'); print('two', file=sys.stderr); print(); print('thr\\u00e9e')"), name="embed", say=heard.append)
+    assert heard == ["one", "two", "thrée"]
+
+
+def test_code_2_is_a_users_error_with_the_childs_own_line() -> None:
+    with pytest.raises(UnclipError, match=r"^download: expected the folder x, but there is none$"):
+        run_child(
+            python("import sys; print('unclip: expected the folder x, but there is none', file=sys.stderr); sys.exit(2)"),
+            name="download",
+            say=lambda line: None,
+        )
+
+
+def test_any_other_code_is_a_failure_with_the_last_line() -> None:
+    with pytest.raises(StageError, match="download ended with exit code 1: ValueError: the cause"):
+        run_child(python("raise ValueError('the cause')"), name="download", say=lambda line: None)
+
+
+def test_a_child_that_died_without_a_word_points_to_the_terminal() -> None:
+    with pytest.raises(StageError, match="embed ended with exit code -9: its message stands above"):
+        run_child(python("import os; os.kill(os.getpid(), 9)"), name="embed", say=None)
+
+
+@pytest.mark.parametrize("code", [130, 143])
+def test_a_stopped_child_is_not_a_failure_to_retry(code: int) -> None:
+    with pytest.raises(StoppedError, match="what it had done is kept"):
+        run_child(python(f"raise SystemExit({code})"), name="prior", say=lambda line: None)
+
+
+SAVES = """
+import os, signal, sys, time
+def save(number, frame):
+    time.sleep(0.5)
+    open(sys.argv[1], 'w').write('saved')
+    sys.exit(143)
+signal.signal(signal.SIGTERM, save)
+print(os.getpid())
+time.sleep(60)
+"""
+STUBBORN = "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(os.getpid()); time.sleep(60)"
+
+
+class Stop:
+    """Says that the flow must end as soon as the child speaks: its first line is its process id."""
+
+    def __init__(self, reason: type[BaseException]) -> None:
+        self.reason, self.pid = reason, 0
+
+    def __call__(self, line: str) -> None:
+        self.pid = int(line)
+        raise self.reason
+
+
+@pytest.mark.parametrize("reason", [KeyboardInterrupt, SystemExit])
+def test_a_stopped_flow_asks_the_child_to_stop_and_waits_until_it_has_saved(reason: type[BaseException], tmp_path: Path) -> None:
+    stop = Stop(reason)
+    with pytest.raises(reason):
+        run_child([*python(SAVES), str(tmp_path / "state")], name="prior", say=stop)
+    assert (tmp_path / "state").read_text() == "saved"
+    assert not psutil.pid_exists(stop.pid)
+
+
+def test_a_child_that_will_not_stop_is_killed() -> None:
+    stop = Stop(KeyboardInterrupt)
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_child(python(STUBBORN), name="prior", say=stop, grace_seconds=0.3)
+    assert time.monotonic() - started < 10
+    assert not psutil.pid_exists(stop.pid)

@@ -1,0 +1,91 @@
+"""The flows: every stage in its order, one child a stage, and only what time may cure is tried again."""
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from prefect import flow
+
+from flows import stages
+from flows.everything import everything
+from flows.stages import RETRY_SECONDS, command_of, work_on, work_on_network
+from unclip.cli import app
+from unclip.config import RunConfig, load_config
+from unclip.files import UnclipError
+from unclip.stages import STAGES
+
+pytestmark = pytest.mark.xdist_group("prefect")
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
+    """A run in which nothing is done yet, and whatever its children do counts as done."""
+    monkeypatch.setattr(stages, "is_done", lambda name, config: False)
+    monkeypatch.setattr(stages, "finished_manifest", lambda folder, name: SimpleNamespace(counts={"rows_in": 1, "kept": 1}))
+    return load_config(preset="tiny", settings={"root": str(tmp_path)})
+
+
+def test_everything_runs_each_stage_once_and_in_order(harness: None, config: RunConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    worked: list[str] = []
+    monkeypatch.setattr(stages, "run_child", lambda command, *, name, say: worked.append(name))
+    result = everything(config)
+    assert worked == list(STAGES)
+    assert list(result["counts"]) == list(STAGES)
+    assert len(json.dumps(result)) < 2000
+    assert load_config(file=tmp_path / "run.json") == config
+
+
+def test_a_stage_that_is_done_starts_no_child(harness: None, config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "is_done", lambda name, config: True)
+    monkeypatch.setattr(stages, "run_child", lambda *_, **__: pytest.fail("a child was started"))
+    assert stages.embed(config) == {"rows_in": 1, "kept": 1}
+
+
+def attempts(monkeypatch: pytest.MonkeyPatch, config: RunConfig, codes: list[int], task: Any) -> int:
+    """How often the task starts a child, where the children end with these codes one after the other."""
+    count = Path(config.root) / "attempts"
+    count.write_text("0")
+    code = "import sys; p = sys.argv[1]; n = int(open(p).read()); open(p, 'w').write(str(n + 1)); print('the reason'); sys.exit(int(sys.argv[2 + n]))"
+    monkeypatch.setattr(stages, "command_of", lambda name, file: [sys.executable, "-c", code, str(count), *map(str, codes)])
+
+    @flow
+    def work() -> Any:
+        return task("download", config)
+
+    try:
+        work()
+    except (UnclipError, RuntimeError) as error:
+        assert "the reason" in str(error) or "signal" in str(error)
+    return int(count.read_text())
+
+
+@pytest.mark.parametrize(
+    ("task", "codes", "expected"),
+    [
+        (work_on_network, [1, 1, 0], 3),  # a network that comes back
+        (work_on_network, [1, 1, 1, 1, 0], 1 + len(RETRY_SECONDS)),
+        (work_on_network, [2, 0], 1),  # the user's to put right
+        (work_on_network, [143, 0], 1),  # someone stopped it
+        (work_on, [1, 0], 1),
+    ],
+)
+def test_only_the_networks_failures_are_tried_again(
+    harness: None, config: RunConfig, monkeypatch: pytest.MonkeyPatch, task: Any, codes: list[int], expected: int
+) -> None:
+    assert attempts(monkeypatch, config, codes, task.with_options(retry_delay_seconds=0)) == expected
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_every_stage_is_a_command_that_takes_the_config(name: str) -> None:
+    command = command_of(name, Path("run.json"))
+    assert command[:3] == [sys.executable, "-m", "unclip"]
+    _, bound, _ = app.parse_args(command[3:], exit_on_error=False, print_error=False)
+    assert bound.arguments == {"config": Path("run.json")}
+
+
+def test_a_misspelt_nested_setting_is_refused_before_anything_runs(harness: None, config: RunConfig) -> None:
+    with pytest.raises(Exception, match=r"config\.prior\.network\.dept"):
+        everything({"root": config.root, "prior": {"network": {"dept": 3}}})  # type: ignore[arg-type]
