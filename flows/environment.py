@@ -32,24 +32,40 @@ SOUND: Mapping[str, str] = {
 
 
 def prepare(root: Path) -> None:
-    """Sets what a run on this data root needs, and ends the temporary servers that killed runs left there.
+    """Makes ready for a run on this data root: the environment, and without PREFECT_API_URL a temporary server for the run.
 
-    What is already set stays. Without PREFECT_API_URL Prefect starts a temporary server for the run, which keeps its
-    history under the root; Prefect's own log then stays silent, because the stages speak for themselves.
+    Its history stays under the root. What servers killed runs left there are ended first.
     """
+    set_environment(root)
+    if not os.environ.get("PREFECT_API_URL"):
+        reap_orphans(Path(os.environ["PREFECT_HOME"]))
+        _start_server()
+
+
+def set_environment(root: Path) -> None:
+    """Sets what is not yet set. Prefect's own log stays silent without a real server: the stages speak for themselves."""
     settings = dict(QUIET) | dict(SOUND) | {"PREFECT_HOME": str(root.absolute() / ".prefect")}
-    temporary = not os.environ.get("PREFECT_API_URL")
-    if temporary:
+    if not os.environ.get("PREFECT_API_URL"):
         settings["PREFECT_LOGGING_LEVEL"] = "CRITICAL"
+        os.environ[STARTED_BY] = str(os.getpid())
     for name, value in settings.items():
         os.environ.setdefault(name, value)
     Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)  # Prefect makes no parents
-    if temporary:
-        reap_orphans(Path(os.environ["PREFECT_HOME"]))
-        os.environ[STARTED_BY] = str(os.getpid())
-        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-            # after its own clean-up Prefect hands the signal on; dying of it would leave the temporary server behind
-            signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+
+
+def _start_server() -> None:
+    from prefect.server.api.server import SubprocessASGIServer  # only now: Prefect reads the environment when it is imported
+
+    # Ctrl-C goes to every process of the terminal. A server that died of it would leave the run waiting for an answer for
+    # a minute; a blocked signal stays blocked in a child, and Prefect itself stops the server with another one.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        SubprocessASGIServer().start()  # flows find this one
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        # after its own clean-up Prefect hands the signal on; dying of it would leave the server behind
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
 def reap_orphans(home: Path, *, seconds: float = 5.0) -> list[int]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.environment import prepare
+from flows.environment import set_environment
 from unclip.config import RunConfig, as_dict, load_config
 from unclip.files import UnclipError
 
@@ -42,7 +42,7 @@ def serve(config: RunConfig) -> None:
     Raises:
         UnclipError: there is no server to serve to.
     """
-    prepare(Path(config.root))
+    set_environment(Path(config.root))
     from prefect import serve as serve_all  # only now: Prefect reads the environment when it is imported
 
     _require_server()

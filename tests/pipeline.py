@@ -11,7 +11,7 @@ COMMANDS = {"prior": ["train", "prior"], "decoder": ["train", "decoder"]}
 SECONDS = 280
 
 # Read by every Python process that has the folder on its PYTHONPATH: whoever speaks to anything but this machine is written down.
-WATCH_THE_NETWORK = '''
+WATCH_THE_NETWORK = """
 import ipaddress, os, socket
 
 def _is_local(address):
@@ -48,7 +48,7 @@ def getaddrinfo(host, *rest, **more):
 socket.getaddrinfo = getaddrinfo
 socket.socket.connect = _watched(socket.socket.connect)
 socket.socket.connect_ex = _watched(socket.socket.connect_ex)
-'''
+"""
 
 
 def command(name: str, root: Path, *more: str) -> list[str]:
@@ -77,4 +77,12 @@ def copied(root: Path, to: Path) -> Path:
 
 def folder_of(root: Path, stage: str) -> Path:
     """Where a stage leaves its result in the tiny preset."""
-    return root / {"download": "shards", "clip": "clip/own", "embed": "embeddings/own", "index": "index/own", "prior": "prior/main", "decoder": "decoder/main", "evaluate": "report"}.get(stage, stage)
+    return root / {
+        "download": "shards",
+        "clip": "clip/own",
+        "embed": "embeddings/own",
+        "index": "index/own",
+        "prior": "prior/main",
+        "decoder": "decoder/main",
+        "evaluate": "report",
+    }.get(stage, stage)

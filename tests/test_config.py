@@ -68,7 +68,18 @@ def test_unknown_presets_and_broken_files(tmp_path: Path) -> None:
 
 
 def test_settings_are_taken_out_of_a_command_line() -> None:
-    line = ["run", "--preset", "demo", "--prior.depth", "8", "--decoder.channel-mult=[1, 2]", "--world.name", "emoji", "a caption. with dots", "--source.allow-private=true"]
+    line = [
+        "run",
+        "--preset",
+        "demo",
+        "--prior.depth",
+        "8",
+        "--decoder.channel-mult=[1, 2]",
+        "--world.name",
+        "emoji",
+        "a caption. with dots",
+        "--source.allow-private=true",
+    ]
     others, settings = split_settings(line)
     assert others == ["run", "--preset", "demo", "a caption. with dots"]
     assert settings == {"prior.depth": 8, "decoder.channel_mult": [1, 2], "world.name": "emoji", "source.allow_private": True}

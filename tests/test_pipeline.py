@@ -269,9 +269,14 @@ def test_search_finds_a_picture_by_itself(root: Path, tmp_path: Path) -> None:
     fails(unclip("search", root, "-k", "2"), "a caption or --image")
 
 
-@pytest.mark.parametrize(("name", "words"), [("embed", ["norm of image_emb", "bad rows", "similarity", "own"]), ("decoder", ["step", "parameters", "unet"]), ("index", ["recall_at_10"])])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("embed", ["norm of image_emb", "bad rows", "similarity", "own"]), ("decoder", ["step", "parameters", "unet"]), ("index", ["recall_at_10"])],
+)
 def test_inspect_shows_any_result(root: Path, name: str, words: list[str]) -> None:
-    done = subprocess.run([sys.executable, "-m", "unclip", "inspect", str(folder_of(root, name))], env=environment(), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "unclip", "inspect", str(folder_of(root, name))], env=environment(), capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert all(word in done.stdout for word in words), done.stdout
 
@@ -280,7 +285,10 @@ def test_inspect_shows_a_root_and_refuses_a_stranger(root: Path, tmp_path: Path)
     done = subprocess.run([sys.executable, "-m", "unclip", "inspect", str(root)], env=environment(), capture_output=True, text=True, check=False)
     assert all(stage in done.stdout for stage in STAGES)
     (tmp_path / "stranger").mkdir()
-    fails(subprocess.run([sys.executable, "-m", "unclip", "inspect", str(tmp_path / "stranger")], env=environment(), capture_output=True, text=True, check=False), "holds nothing that unclip made")
+    fails(
+        subprocess.run([sys.executable, "-m", "unclip", "inspect", str(tmp_path / "stranger")], env=environment(), capture_output=True, text=True, check=False),
+        "holds nothing that unclip made",
+    )
 
 
 def test_no_process_is_left_behind(root: Path) -> None:

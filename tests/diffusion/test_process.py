@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from unclip.diffusion.process import Prediction, add_noise, min_snr_weight, posterior, target, to_eps, to_x0
+from unclip.diffusion.process import Prediction, add_noise, posterior, target, to_eps, to_x0
 from unclip.diffusion.schedule import make_schedule
 
 SCHEDULE = make_schedule("cosine", 50)
@@ -35,19 +35,3 @@ def test_posterior_is_bayes_rule() -> None:
     mean, variance = posterior(SCHEDULE, x0, x_t, i)
     torch.testing.assert_close(mean, expected)
     torch.testing.assert_close(variance, 1 / precision)
-
-
-def test_min_snr_weights_mean_the_same_loss_on_x0() -> None:
-    """Weighted squared errors of x0, eps and v agree when they speak of the same error of x0."""
-    x0, eps, i = draws()
-    x_t = add_noise(SCHEDULE, x0, i, eps)
-    wrong = x0 + 0.1
-    losses = []
-    for prediction in ("x0", "eps", "v"):
-        said = {"x0": wrong, "eps": to_eps(SCHEDULE, wrong, x_t, i)}.get(prediction)
-        if said is None:
-            said = target(SCHEDULE, "v", wrong, i, to_eps(SCHEDULE, wrong, x_t, i))
-        error = (said - target(SCHEDULE, prediction, x0, i, eps)).square().mean((1, 2))
-        losses.append(error * min_snr_weight(SCHEDULE, prediction, i, 5.0))
-    torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=1e-8)
-    torch.testing.assert_close(losses[2], losses[0], rtol=1e-5, atol=1e-8)

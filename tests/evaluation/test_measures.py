@@ -185,9 +185,9 @@ def test_thumbnails_are_area_means() -> None:
 def test_the_way_closed_runs_from_text_to_truth() -> None:
     def rows(true: float, prior: float, linear: float, text: float) -> dict[str, dict[str, dict[str, float]]]:
         values = {judge.DECODED: true, judge.PRIOR: prior, judge.LINEAR: linear, judge.TEXT: text}
-        return {kind: {"all_right": {"mean": value}} for kind, value in values.items()}
+        return {kind: {"all_right": {"mean": value, "low": value - 0.1}} for kind, value in values.items()}
 
-    splits = {"a": {"rows": rows(0.8, 0.6, 0.3, 0.4)}, "b": {"rows": rows(0.2, 0.6, 0.3, 0.2)}}
+    splits = {"a": {"rows": rows(0.8, 0.6, 0.3, 0.4)}, "b": {"rows": rows(0.25, 0.6, 0.3, 0.2)}}
     closed = judge.gap_closed({"kind": "program", "judges": [{"name": "program", "splits": splits}]})
     assert closed["splits"]["a"] == {"prior": pytest.approx(0.5), "linear": pytest.approx(-0.25)}
     assert closed["splits"]["b"] == {"prior": None, "linear": None}

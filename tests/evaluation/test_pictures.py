@@ -75,3 +75,9 @@ def test_curves_are_drawn_side_by_side(tmp_path: Path) -> None:
             widths.append(picture.width)
             assert picture.mode == "RGBA"
     assert widths[1] == pytest.approx(3 * widths[0], rel=0.02)
+
+
+def test_a_loss_that_falls_far_is_drawn_too(tmp_path: Path) -> None:
+    draw_curves(tmp_path / "curves.png", {"clip": (np.arange(1, 101), np.geomspace(5.0, 0.01, 100)), "prior": (np.arange(1), np.zeros(1))})
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert np.asarray(picture)[..., 3].max() == 255

@@ -2,7 +2,6 @@
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from unclip.diffusion.schedule import Schedule
@@ -51,11 +50,3 @@ def posterior(schedule: Schedule, x0: Tensor, x_t: Tensor, i: Tensor) -> tuple[T
     of_x_t = at((1 - betas).sqrt() * (1 - before) / (1 - now), i, x_t)
     variance = at(betas * (1 - before) / (1 - now), i, x_t)
     return of_x0 * x0 + of_x_t * x_t, variance
-
-
-def min_snr_weight(schedule: Schedule, prediction: Prediction, i: Tensor, gamma: float) -> Tensor:
-    """(B,) float32 weights of Min-SNR (arXiv 2303.09556): min(SNR, gamma) on x0, as it reads for each prediction."""
-    snr = schedule.logsnr.exp().to(i.device)[i]
-    on_x0 = snr.clamp(max=gamma)
-    weight = {"x0": on_x0, "eps": on_x0 / snr, "v": on_x0 / (snr + 1)}[prediction]
-    return weight.to(torch.float32)

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from unclip.checkpoint import step_folder, steps_of
 from unclip.files import replacing
@@ -76,6 +76,9 @@ def draw_curves(path: Path, curves: dict[str, Curve]) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         if losses.min() > 0 and losses.max() > FALL * losses.min():
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_title(name, color=INK)
         axes.set_xlabel("step", color=INK)
         axes.set_ylabel("loss", color=INK)

@@ -154,13 +154,13 @@ def wrong_parts(picture: np.ndarray, caption: str) -> list[str]:
 def gap_closed(judges: Mapping[str, Any]) -> dict[str, Any]:
     """How far each prior goes from the plain text embedding (0) to the true image embedding (1), by the last judge.
 
-    None where the true embedding does no better than the text embedding, so that there is no way to go.
+    None where the interval of the true embedding takes in what the text embedding reaches: then there is no way to go.
     """
     judge = judges["judges"][-1]
     metric = "all_right" if judges["kind"] == "program" else f"top_{IDENTIFIED[-1]}"
     closed: dict[str, Any] = {}
     for split, found in judge["splits"].items():
         mean = {kind: found["rows"][kind][metric]["mean"] for kind in (DECODED, PRIOR, LINEAR, TEXT)}
-        way = mean[DECODED] - mean[TEXT]
-        closed[split] = {kind: (mean[kind] - mean[TEXT]) / way if way > 0 else None for kind in (PRIOR, LINEAR)}
+        apart = found["rows"][DECODED][metric]["low"] > mean[TEXT]
+        closed[split] = {kind: (mean[kind] - mean[TEXT]) / (mean[DECODED] - mean[TEXT]) if apart else None for kind in (PRIOR, LINEAR)}
     return {"judge": judge["name"], "metric": metric, "splits": closed}

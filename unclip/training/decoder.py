@@ -14,7 +14,8 @@ from unclip.data.manifest import Manifest, finished_manifest
 from unclip.data.stats import STATS
 from unclip.data.store import emb_width, text_width
 from unclip.decoder import Decoder, DecoderCondition, DecoderConfig
-from unclip.diffusion.process import add_noise, min_snr_weight, target
+from unclip.diffusion.loss import StepSampling, draw_steps, min_snr_weight
+from unclip.diffusion.process import add_noise, target
 from unclip.diffusion.schedule import make_schedule
 from unclip.files import read_json
 from unclip.training.loop import TrainingConfig, train
@@ -28,6 +29,7 @@ class DecoderStageConfig:
     Attributes:
         run: name of the run's folder.
         drop_image_prob, drop_text_prob: how often each condition is hidden, independently (paper: 0.1 and 0.5).
+        step_sampling: which noise levels are trained more often.
         min_snr_gamma: weight of the loss by Min-SNR; 0 leaves it unweighted.
     """
 
@@ -37,6 +39,7 @@ class DecoderStageConfig:
     network: DecoderConfig = field(default_factory=DecoderConfig)
     drop_image_prob: float = 0.1
     drop_text_prob: float = 0.5
+    step_sampling: StepSampling = "uniform"
     min_snr_gamma: float = 0.0
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(batch_size=64, betas=(0.9, 0.999)))
 
@@ -75,7 +78,7 @@ def train_decoder(shards: Path, store: Path, run: Path, config: DecoderStageConf
         device = next(prepared.parameters()).device
         x0 = as_pixels(joined.pictures[rows]).to(device, memory_format=torch.channels_last)
         eps = torch.randn(x0.shape, generator=generator).to(device, memory_format=torch.channels_last)
-        i = torch.randint(len(schedule), (len(rows),), generator=generator)
+        i = draw_steps(schedule, len(rows), config.step_sampling, generator=generator)
         keep_image, keep_text = (torch.rand(len(rows), generator=generator).to(device) >= prob for prob in (config.drop_image_prob, config.drop_text_prob))
         tokens, mask = padded_states([states[row] for row in rows]) if states is not None else (None, None)
         condition = DecoderCondition(

@@ -1,0 +1,43 @@
+"""Noise levels as they are drawn, and weights that mean the same loss whatever is predicted."""
+
+import torch
+
+from unclip.diffusion.loss import draw_steps, min_snr_weight
+from unclip.diffusion.process import add_noise, target, to_eps
+from unclip.diffusion.schedule import make_schedule
+
+SCHEDULE = make_schedule("cosine", 50)
+
+
+def test_uniform_steps_come_equally_often() -> None:
+    drawn = draw_steps(SCHEDULE, 100_000, "uniform", generator=torch.Generator().manual_seed(0))
+    counts = torch.bincount(drawn, minlength=50).float()
+    assert len(counts) == 50
+    assert (counts / 2000 - 1).abs().max() < 0.1
+
+
+def test_logit_normal_steps_follow_their_distribution() -> None:
+    """P(step < k) is the normal distribution's P(x < logit(k / T))."""
+    drawn = draw_steps(SCHEDULE, 100_000, "logit-normal", generator=torch.Generator().manual_seed(0))
+    for k in (1, 10, 25, 40, 49):
+        expected = torch.special.ndtr(torch.logit(torch.tensor(k / 50)))
+        assert abs((drawn < k).float().mean() - expected) < 0.006
+    assert drawn.min() >= 0
+    assert drawn.max() < 50
+
+
+def test_min_snr_weights_mean_the_same_loss_on_x0() -> None:
+    """Weighted squared errors of x0, eps and v agree when they speak of the same error of x0."""
+    x0, eps = torch.randn(2, 6, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    i = torch.tensor([0, 5, 20, 30, 40, 48])
+    x_t = add_noise(SCHEDULE, x0, i, eps)
+    wrong = x0 + 0.1
+    losses = []
+    for prediction in ("x0", "eps", "v"):
+        said = {"x0": wrong, "eps": to_eps(SCHEDULE, wrong, x_t, i)}.get(prediction)
+        if said is None:
+            said = target(SCHEDULE, "v", wrong, i, to_eps(SCHEDULE, wrong, x_t, i))
+        error = (said - target(SCHEDULE, prediction, x0, i, eps)).square().mean((1, 2))
+        losses.append(error * min_snr_weight(SCHEDULE, prediction, i, 5.0))
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(losses[2], losses[0], rtol=1e-5, atol=1e-8)
