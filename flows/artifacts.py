@@ -22,6 +22,7 @@ from unclip.files import read_json
 
 MAX_IMAGE_BYTES = 700_000  # as base64 a third more: Prefect keeps it in its database
 MAX_METRIC_ROWS = 300
+NOT_METRICS = ("config", "environment")  # sections of the report that the run page shows already, or nobody looks for there
 SECONDS_BETWEEN_UPDATES = 10.0
 UNREACHABLE = (httpx.HTTPError, RuntimeError)  # Prefect's client raises a plain RuntimeError where it can't connect
 COUNTED = re.compile(r": ([\d,]+)/([\d,]+), ")  # the lines of unclip.progress
@@ -52,7 +53,7 @@ def _counts_row(stage: str, counted: Mapping[str, Any]) -> dict[str, Any]:
 def show_report(report: Path) -> None:
     """The metrics, the sample grid and the place of a report folder; what is not there is left out."""
     if (report / "report.json").is_file():
-        metrics = flat(read_json(report / "report.json"))
+        metrics = flat({section: content for section, content in read_json(report / "report.json").items() if section not in NOT_METRICS})
         rows = [{"metric": name, "value": value} for name, value in list(metrics.items())[:MAX_METRIC_ROWS]]
         _offer(lambda: create_table_artifact(rows, key="metrics", description=f"From {report / 'report.json'}"))
     if (report / "grid.png").is_file():

@@ -47,6 +47,7 @@ def set_environment(root: Path) -> None:
     settings = dict(QUIET) | dict(SOUND) | {"PREFECT_HOME": str(root.absolute() / ".prefect")}
     if not os.environ.get("PREFECT_API_URL"):
         settings["PREFECT_LOGGING_LEVEL"] = "CRITICAL"
+        settings["PREFECT_CLIENT_MAX_RETRIES"] = "2"  # a temporary server that is gone will not come back
         os.environ[STARTED_BY] = str(os.getpid())
     for name, value in settings.items():
         os.environ.setdefault(name, value)

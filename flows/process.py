@@ -49,8 +49,8 @@ def run_child(command: Sequence[str], *, name: str, say: Callable[[str], None] |
                     last = text
                     say(text)
         code = child.wait()
-    except BaseException:
-        _stop(child, grace_seconds)
+    except BaseException as reason:
+        _stop(child, _other_signal(reason), grace_seconds)
         raise
     finally:
         if child.stdout is not None:
@@ -67,8 +67,16 @@ def _judge(code: int, name: str, reason: str) -> None:
         raise StageError(f"{name} ended with exit code {code}: {reason}")
 
 
-def _stop(child: "subprocess.Popen[str]", grace_seconds: float) -> None:
-    child.terminate()
+def _other_signal(reason: BaseException) -> signal.Signals:
+    """How to ask the child to stop. The whole process group may have had the signal that stops us, and a stage takes the
+    same one twice for impatience, and dies without saving; so it is asked with the other one.
+    """
+    deaf = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # started by a shell with `&`, as children inherit
+    return signal.SIGTERM if isinstance(reason, KeyboardInterrupt) or deaf else signal.SIGINT
+
+
+def _stop(child: "subprocess.Popen[str]", number: signal.Signals, grace_seconds: float) -> None:
+    child.send_signal(number)
     try:
         child.wait(grace_seconds)
     except BaseException as error:  # also a second Ctrl-C

@@ -15,7 +15,7 @@ from tests.flows.conftest import REPOSITORY, clean_environment, wait_for
 
 pytestmark = pytest.mark.xdist_group("prefect")
 
-PREPARE = "from pathlib import Path; from flows.environment import prepare; prepare(Path({root!r}))\n"
+PREPARE = "from pathlib import Path; from flows.environment import {name}; {name}(Path({root!r}))\n"
 SLEEP = "import time; time.sleep(60)"
 
 # a flow as a user's `unclip run` has it, with a child that says its number and saves when it is asked to stop
@@ -26,7 +26,9 @@ from flows.process import run_child
 
 CHILD = '''
 import os, signal, sys, time
-signal.signal(signal.SIGTERM, lambda number, frame: (open(sys.argv[1], "w").write("saved"), sys.exit(143)))
+save = lambda number, frame: (open(sys.argv[1], "w").write("saved"), sys.exit(143))
+signal.signal(signal.SIGTERM, save)
+signal.signal(signal.SIGINT, save)
 print("child", os.getpid(), flush=True)
 time.sleep(float(sys.argv[2]))
 '''
@@ -70,12 +72,18 @@ def test_the_package_alone_imports_no_prefect() -> None:
 def test_what_the_user_set_stays_and_the_rest_is_quiet(tmp_path: Path) -> None:
     names = ["PREFECT_HOME", "DO_NOT_TRACK", "PREFECT_SERVER_ANALYTICS_ENABLED", "PREFECT_LOGGING_LEVEL"]
     show = f"import os; print(*(os.environ[name] for name in {names}))"
-    assert run(PREPARE.format(root=str(tmp_path)) + show, PREFECT_LOGGING_LEVEL="DEBUG").stdout.split() == [f"{tmp_path}/.prefect", "1", "false", "DEBUG"]
+    shown = run(PREPARE.format(name="set_environment", root=str(tmp_path)) + show, PREFECT_LOGGING_LEVEL="DEBUG").stdout.split()
+    assert shown == [
+        f"{tmp_path}/.prefect",
+        "1",
+        "false",
+        "DEBUG",
+    ]
 
 
 def test_a_real_server_keeps_prefects_own_log(tmp_path: Path) -> None:
     show = "import os; print('PREFECT_LOGGING_LEVEL' in os.environ)"
-    assert run(PREPARE.format(root=str(tmp_path)) + show, PREFECT_API_URL="http://127.0.0.1:4200/api").stdout.strip() == "False"
+    assert run(PREPARE.format(name="set_environment", root=str(tmp_path)) + show, PREFECT_API_URL="http://127.0.0.1:4200/api").stdout.strip() == "False"
 
 
 def test_a_flow_runs_on_a_temporary_server_beside_the_dataclasses_backport(home: Path, tmp_path: Path) -> None:
@@ -85,23 +93,27 @@ def test_a_flow_runs_on_a_temporary_server_beside_the_dataclasses_backport(home:
         pytest.fail(
             "the `dataclasses` backport is not installed, so this test shows nothing: does img2dataset no longer bring it? Then remove the .pth file too"
         )
-    ended = run(PREPARE.format(root=str(tmp_path)) + FLOW, str(tmp_path / "saved"), "0", PREFECT_HOME=str(home))
+    ended = run(PREPARE.format(name="prepare", root=str(tmp_path)) + FLOW, str(tmp_path / "saved"), "0", PREFECT_HOME=str(home))
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.splitlines()[-1] == "ended well"
     assert ended.stderr == "", "Prefect's log belongs to its server, not to the terminal"
     assert servers(home) == []
 
 
-def test_sigterm_lets_the_child_save_and_leaves_no_process_behind(home: Path, tmp_path: Path) -> None:
-    code = PREPARE.format(root=str(tmp_path)) + FLOW
-    command = [sys.executable, "-c", code, str(tmp_path / "saved"), "60"]
-    flow = subprocess.Popen(command, cwd=REPOSITORY, env=clean_environment(PREFECT_HOME=str(home)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+@pytest.mark.parametrize(("number", "to_group", "code"), [(signal.SIGINT, True, -signal.SIGINT), (signal.SIGTERM, False, 128 + signal.SIGTERM)])
+def test_a_stop_lets_the_child_save_and_leaves_no_process_behind(number: int, to_group: bool, code: int, home: Path, tmp_path: Path) -> None:
+    program = PREPARE.format(name="prepare", root=str(tmp_path)) + FLOW
+    command, environment = [sys.executable, "-c", program, str(tmp_path / "saved"), "60"], clean_environment(PREFECT_HOME=str(home))
+    flow = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     assert flow.stdout is not None
     child = int(flow.stdout.readline().split()[1])
     assert len(servers(home)) == 1
-    flow.send_signal(signal.SIGTERM)
-    flow.communicate(timeout=60)
-    assert flow.returncode == 128 + signal.SIGTERM
+    if to_group:
+        os.killpg(flow.pid, number)  # as Ctrl-C on a terminal
+    else:
+        flow.send_signal(number)
+    flow.communicate(timeout=30)
+    assert flow.returncode == code
     assert (tmp_path / "saved").read_text() == "saved"
     assert not psutil.pid_exists(child)
     wait_for("the server's end", lambda: servers(home) == [], 10)

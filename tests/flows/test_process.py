@@ -1,5 +1,6 @@
 """A stage's child process: how it ends is told apart, its lines are heard, and it never outlives the flow."""
 
+import signal
 import sys
 import time
 from pathlib import Path
@@ -46,17 +47,31 @@ def test_a_stopped_child_is_not_a_failure_to_retry(code: int) -> None:
         run_child(python(f"raise SystemExit({code})"), name="prior", say=lambda line: None)
 
 
+# like the training loop: the first signal of a kind saves, a second of the same kind kills at once
 SAVES = """
 import os, signal, sys, time
+asked = []
 def save(number, frame):
-    time.sleep(0.5)
-    open(sys.argv[1], 'w').write('saved')
-    sys.exit(143)
+    asked.append(number)
+    signal.signal(number, signal.SIG_DFL)
 signal.signal(signal.SIGTERM, save)
-print(os.getpid())
+signal.signal(signal.SIGINT, save)
+if len(sys.argv) > 2:
+    os.kill(os.getpid(), int(sys.argv[2]))  # what the whole process group got
+print(os.getpid(), flush=True)
+while not asked:
+    time.sleep(0.01)
+time.sleep(0.5)
+open(sys.argv[1], 'w').write('saved')
+sys.exit(143)
+"""
+STUBBORN = """
+import os, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+print(os.getpid(), flush=True)
 time.sleep(60)
 """
-STUBBORN = "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(os.getpid()); time.sleep(60)"
 
 
 class Stop:
@@ -77,6 +92,13 @@ def test_a_stopped_flow_asks_the_child_to_stop_and_waits_until_it_has_saved(reas
         run_child([*python(SAVES), str(tmp_path / "state")], name="prior", say=stop)
     assert (tmp_path / "state").read_text() == "saved"
     assert not psutil.pid_exists(stop.pid)
+
+
+@pytest.mark.parametrize(("reason", "number"), [(KeyboardInterrupt, signal.SIGINT), (SystemExit, signal.SIGTERM)])
+def test_a_child_that_had_the_groups_signal_already_still_saves(reason: type[BaseException], number: int, tmp_path: Path) -> None:
+    with pytest.raises(reason):
+        run_child([*python(SAVES), str(tmp_path / "state"), str(int(number))], name="prior", say=Stop(reason))
+    assert (tmp_path / "state").read_text() == "saved"
 
 
 def test_a_child_that_will_not_stop_is_killed() -> None:

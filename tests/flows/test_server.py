@@ -1,12 +1,16 @@
 """A real server: schedules fire, every deployment is there, wrong parameters are refused, and nobody else can reach it."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import httpx
 import psutil
 import pytest
 import yaml
 
 from flows.serve import DEPLOYMENTS
-from tests.flows.conftest import REPOSITORY, Served, wait_for
+from tests.flows.conftest import REPOSITORY, Served, clean_environment, wait_for
 
 pytestmark = pytest.mark.xdist_group("prefect")
 
@@ -78,3 +82,12 @@ def test_prefect_yaml_names_the_same_deployments() -> None:
     crons = {one["entrypoint"]: "".join(schedule["cron"] for schedule in one.get("schedules", [])) for one in written}
     assert [(one["entrypoint"], one["name"], crons[one["entrypoint"]]) for one in written] == [(one.entrypoint, one.name, one.cron) for one in DEPLOYMENTS]
     assert all(one["concurrency_limit"] == {"limit": 1, "collision_strategy": "CANCEL_NEW"} for one in written)
+
+
+def test_serving_without_a_server_says_in_one_line_what_to_do(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "flows.serve", "--preset", "tiny", "--root", str(tmp_path)]
+    ended = subprocess.run(command, cwd=REPOSITORY, env=clean_environment(), capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 2
+    assert len(ended.stderr.splitlines()) == 1
+    assert "prefect server start" in ended.stderr
+    assert "PREFECT_API_URL" in ended.stderr

@@ -22,7 +22,7 @@ DATA = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
 
 def make_model() -> nn.Module:
     torch.manual_seed(1)
-    return nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.2), nn.Linear(8, 1))
+    return nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.2), nn.Linear(16, 16), nn.Linear(16, 1))
 
 
 def loss_fn(model: nn.Module, batch: Tensor, generator: torch.Generator) -> tuple[Tensor, Mapping[str, Tensor]]:
@@ -52,9 +52,10 @@ def test_it_learns_and_records_every_step(tmp_path: Path) -> None:
     assert sum(found[-10:]) < 0.3 * sum(found[:10])
 
 
-@pytest.mark.parametrize("stop_at", [1, 5, 11])
-def test_stopped_and_resumed_is_the_same_to_the_last_digit(tmp_path: Path, stop_at: int) -> None:
-    whole = run(tmp_path / "whole")
+@pytest.mark.parametrize(("stop_at", "optimizer"), [(1, "adamw"), (5, "muon"), (11, "adamw")])
+def test_stopped_and_resumed_is_the_same_to_the_last_digit(tmp_path: Path, stop_at: int, optimizer: str) -> None:
+    config = TrainingConfig(**{**vars(CONFIG), "optimizer": optimizer})
+    whole = run(tmp_path / "whole", config)
 
     def stopping(start: int) -> Iterator[Tensor]:
         for number, batch in enumerate(batches(start), start):
@@ -63,8 +64,8 @@ def test_stopped_and_resumed_is_the_same_to_the_last_digit(tmp_path: Path, stop_
             yield batch
 
     with pytest.raises(Interrupted, match=f"stopped after step {stop_at} of 12"):
-        run(tmp_path / "stopped", stream=stopping)
-    resumed = run(tmp_path / "stopped")
+        run(tmp_path / "stopped", config, stream=stopping)
+    resumed = run(tmp_path / "stopped", config)
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert losses(tmp_path / "whole") == losses(tmp_path / "stopped")

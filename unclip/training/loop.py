@@ -25,6 +25,7 @@ from unclip.data.manifest import runtime
 from unclip.files import UnclipError, remove_leftovers
 from unclip.progress import progress
 from unclip.training.ema import Ema
+from unclip.training.optim import OptimizerName, make_optimizers
 
 KEPT_CHECKPOINTS = 2
 METRICS = "metrics.parquet"
@@ -40,7 +41,8 @@ class TrainingConfig:
     Attributes:
         num_steps, batch_size: optimizer steps, and samples in each.
         learning_rate, warmup_steps, decay: peak rate, linear rise, and what follows to the end.
-        weight_decay, betas, adam_eps: AdamW's; norms, biases and embeddings are not decayed.
+        optimizer: "muon" steps matrices and kernels by Muon, the rest by AdamW.
+        weight_decay, betas, adam_eps: AdamW's; vectors are not decayed.
         grad_clip: largest norm of the gradient.
         ema_decay: of the weights used for sampling.
         precision: "bf16" runs the network under autocast.
@@ -54,6 +56,7 @@ class TrainingConfig:
     learning_rate: float = 1e-3
     warmup_steps: int = 50
     decay: Literal["cosine", "constant"] = "cosine"
+    optimizer: OptimizerName = "adamw"
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.99)
     adam_eps: float = 1e-8
@@ -88,14 +91,6 @@ def learning_rate(config: TrainingConfig, step: int) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
 
 
-def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW that decays matrices and kernels only."""
-    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
-    others = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.adam_eps, fused=True)
-
-
 def train(
     run: Path, *, model: nn.Module, kind: str, network: Mapping[str, Any], loss_fn: LossFn, batches: Callable[[int], Iterator[Batch]], config: TrainingConfig
 ) -> Path:
@@ -117,10 +112,10 @@ def train(
         torch.set_num_threads(config.num_threads)
     accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision=config.precision)
     model = model.to(accelerator.device)
-    optimizer = make_optimizer(model, config)
+    optimizers = make_optimizers(model, config.optimizer, lr=config.learning_rate, weight_decay=config.weight_decay, betas=config.betas, eps=config.adam_eps)
     ema = Ema(model, config.ema_decay)
-    start, metrics = _resume(run, model, optimizer, ema)
-    prepared, optimizer = accelerator.prepare(model, optimizer)
+    start, metrics = _resume(run, model, optimizers, ema)
+    prepared, *optimizers = accelerator.prepare(model, *optimizers)
     content = {"kind": kind, "network": dict(network)}
     writer = SummaryWriter(str(run / "tensorboard"), purge_step=start)
     kept: list[tuple[int, Tensor, dict[str, Tensor]]] = []
@@ -141,7 +136,7 @@ def train(
             config=content,
             model=plain.state_dict(),
             ema=ema.state,
-            optimizer=optimizer.state_dict(),
+            optimizer={"optimizers": [optimizer.state_dict() for optimizer in optimizers]},
             state=state,
             extra=run / METRICS,
         )
@@ -154,17 +149,18 @@ def train(
         for step in range(start, config.num_steps):
             torch.manual_seed(config.seed * 1_000_003 + step)  # dropout inside the network
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-            for group in optimizer.param_groups:
+            for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                 group["lr"] = learning_rate(config, step)
             loss, more = loss_fn(prepared, next(stream), generator)
-            optimizer.zero_grad(set_to_none=True)
+            prepared.zero_grad(set_to_none=True)
             accelerator.backward(loss)
             norm = accelerator.clip_grad_norm_(prepared.parameters(), config.grad_clip)
             if not torch.isfinite(loss) or not torch.isfinite(norm):
                 raise UnclipError(
                     f"{kind}: the loss of step {step + 1} is {loss.item()}, its gradient norm {norm.item()}; lower learning_rate, now {config.learning_rate}"
                 )
-            optimizer.step()
+            for optimizer in optimizers:
+                optimizer.step()
             ema.update(accelerator.unwrap_model(prepared), step + 1)
             if (step + 1) % config.log_every == 0 or step + 1 == config.num_steps:
                 kept.append((step + 1, loss.detach(), {name: value.detach() for name, value in more.items()}))
@@ -182,7 +178,7 @@ def train(
     return checkpoint.step_folder(run, config.num_steps)
 
 
-def _resume(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema) -> tuple[int, list[dict[str, Any]]]:
+def _resume(run: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], ema: Ema) -> tuple[int, list[dict[str, Any]]]:
     run.mkdir(parents=True, exist_ok=True)
     remove_leftovers(run)
     steps = checkpoint.steps_of(run)
@@ -191,7 +187,8 @@ def _resume(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ema: 
     folder = checkpoint.step_folder(run, steps[-1])
     checkpoint.load_weights(model, folder / checkpoint.MODEL)
     ema.load(checkpoint.read_tensors(folder / checkpoint.EMA))
-    optimizer.load_state_dict(checkpoint.read_optimizer(folder))
+    for optimizer, state in zip(optimizers, checkpoint.read_optimizer(folder)["optimizers"], strict=True):
+        optimizer.load_state_dict(state)
     return steps[-1], pq.read_table(folder / METRICS).to_pylist()
 
 
