@@ -69,7 +69,7 @@ def unclip(name: str, root: Path, *more: str) -> "subprocess.CompletedProcess[st
 
 def copied(root: Path, to: Path) -> Path:
     """A copy of a data root, its remembered config pointing at itself."""
-    shutil.copytree(root, to, ignore=shutil.ignore_patterns(".prefect", ".lock"))
+    shutil.copytree(root, to, ignore=shutil.ignore_patterns(".prefect", "*.lock", ".lock"))
     config = to / "run.json"
     config.write_text(config.read_text().replace(str(root), str(to)))
     return to

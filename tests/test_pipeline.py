@@ -67,7 +67,11 @@ def test_the_watch_itself_works(tmp_path: Path) -> None:
 
 
 def test_running_it_again_does_nothing_and_says_so(root: Path) -> None:
-    before = {path: path.stat().st_mtime_ns for path in root.rglob("*") if path.is_file() and ".prefect" not in path.parts and path.name != ".lock"}
+    before = {
+        path: path.stat().st_mtime_ns
+        for path in root.rglob("*")
+        if path.is_file() and ".prefect" not in path.parts and path.suffix != ".lock" and path.name != ".lock"
+    }
     done = unclip("run", root)
     assert done.returncode == 0
     assert "All stages are done" in done.stdout
@@ -207,6 +211,10 @@ def test_two_runs_on_one_root_are_refused(root: Path, tmp_path: Path) -> None:
     with (copy / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         fails(unclip("index", copy), "another run is writing")
+    shutil.rmtree(folder_of(copy, "evaluate"))
+    with (copy / ".run.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        fails(unclip("run", copy), "another run is writing")
 
 
 def test_a_full_disk_is_one_line(root: Path, tmp_path: Path) -> None:

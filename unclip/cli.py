@@ -11,12 +11,13 @@ from cyclopts import App, CycloptsError, Group, Parameter
 from rich.console import Console
 from rich.table import Table
 
-from unclip.files import UnclipError, read_json, write_json
+from unclip.files import UnclipError, exclusive, read_json, write_json
 
 if TYPE_CHECKING:
     from unclip.config import RunConfig
 
 USER_ERROR, INTERRUPTED = 2, 130
+RUN_LOCK = ".run.lock"
 RUN_CONFIG = "run.json"  # the config that a root was last worked on with
 
 HELP = """Train and use your own unCLIP (DALL-E 2): from captioned images to a text-to-image model.
@@ -120,11 +121,12 @@ def run(
     else:
         from flows.environment import prepare
 
-        _remember(resolved)
-        prepare(Path(resolved.root))
-        from flows.everything import everything
+        with exclusive(Path(resolved.root), RUN_LOCK):
+            _remember(resolved)
+            prepare(Path(resolved.root))
+            from flows.everything import everything
 
-        everything(resolved)
+            everything(resolved)
     _show_results(resolved)
 
 

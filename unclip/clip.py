@@ -9,10 +9,12 @@ open_clip takes seconds to import, and most commands need no CLIP: so the functi
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -21,6 +23,7 @@ from unclip.files import UnclipError, read_json, sha256_file, write_json
 if TYPE_CHECKING:
     from open_clip.model import CLIP
 
+LOADING_ERRORS = (OSError, RuntimeError, ValueError, KeyError, UnpicklingError, SafetensorError)
 CONFIG, WEIGHTS, ORIGIN = "open_clip_config.json", "open_clip_model.safetensors", "origin.json"
 
 
@@ -216,7 +219,7 @@ def import_clip(folder: Path, model_name: str, pretrained: str) -> None:
         raise UnclipError(f"clip.pretrained must be a checkpoint file or one of {', '.join(tags) or 'no tags'} for {model_name}, got {pretrained!r}")
     try:
         model, _, _ = open_clip.create_model_and_transforms(model_name, pretrained=pretrained, weights_only=True)
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
+    except LOADING_ERRORS as error:
         raise UnclipError(f"open_clip could not load {model_name} with {pretrained!r}: {' '.join(str(error).split())[:300]}") from None
     _require_plain(model, model_name)
     save_file({name: value.detach().contiguous() for name, value in model.state_dict().items()}, folder / WEIGHTS)
@@ -244,7 +247,7 @@ def load_clip(folder: Path, *, device: str = "cpu") -> Clip:
         raise UnclipError(f"expected CLIP weights in {weights}, but there are none; run `unclip clip`")
     try:
         model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder.resolve()}", device=device)
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
+    except LOADING_ERRORS as error:
         raise UnclipError(f"the CLIP in {folder} does not load: {' '.join(str(error).split())[:300]}") from None
     _require_plain(model, str(folder))
     model.eval().requires_grad_(False)

@@ -92,14 +92,16 @@ def fingerprint(content: Any) -> str:
 
 
 @contextmanager
-def exclusive(root: Path) -> Iterator[None]:
+def exclusive(root: Path, lock: str = ".lock") -> Iterator[None]:
     """Holds the only writing run on a data root; the lock ends with the process, however it ends.
+
+    A stage holds `.lock`; a run over all stages holds a lock of its own around theirs.
 
     Raises:
         UnclipError: another process holds it.
     """
     root.mkdir(parents=True, exist_ok=True)
-    with (root / ".lock").open("a") as file:
+    with (root / lock).open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

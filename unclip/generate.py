@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from unclip.clip import Clip
+from unclip.data.loader import as_pictures
 from unclip.decoder import Decoder, DecoderCondition
 from unclip.diffusion.guidance import guided
 from unclip.diffusion.sampling import Noise, SamplerName, make_denoiser, sample
@@ -129,9 +130,7 @@ def decode_embeddings(decoder: Decoder, image_emb: Tensor, condition: TextCondit
     schedule = respace(make_schedule(decoder.config.schedule, decoder.config.num_train_steps), config.decoder_steps)
     noise: Noise = RowNoise(config.seed, rows, DECODER_STREAM, (3, side, side), device)
     denoiser = make_denoiser(network, schedule, decoder.config.prediction, clamp=PIXEL_CLAMP)
-    pixels = sample(config.sampler, denoiser, schedule, noise(), noise, eta=config.eta)
-    scaled = pixels.float().add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)
-    return np.ascontiguousarray(scaled.permute(0, 2, 3, 1).cpu().numpy())
+    return as_pictures(sample(config.sampler, denoiser, schedule, noise(), noise, eta=config.eta))
 
 
 def generate(models: Models, captions: Sequence[str], config: GenerateConfig, *, label: str = "generate") -> Generated:

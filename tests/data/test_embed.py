@@ -1,0 +1,124 @@
+"""The embedding store: what stands in it is what CLIP says, in the shard's order, and it grows without being made again."""
+
+import io
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from tests.pipeline import copied, folder_of, unclip
+from tests.test_pipeline import manifest, root, whole_run  # noqa: F401 - fixtures
+from unclip.clip import load_clip
+from unclip.data.loader import EpochOrder, as_pictures, as_pixels, batches_of, join_shards, padded_states
+from unclip.data.shards import read_shard
+from unclip.data.stats import STATS
+from unclip.data.store import iter_batches, read_pairs, splits_of
+from unclip.files import UnclipError, read_json
+
+pytestmark = pytest.mark.xdist_group("pipeline")
+
+
+def test_rows_are_the_shards_samples_through_clip(root: Path) -> None:  # noqa: F811
+    clip = load_clip(folder_of(root, "clip"))
+    for name in ("00000", "00002"):
+        samples = list(read_shard(folder_of(root, "download") / f"{name}.tar"))
+        part = pq.read_table(folder_of(root, "embed") / f"{name}.parquet", page_checksum_verification=True)
+        assert part["key"].to_pylist() == [sample.key for sample in samples]
+        assert part["caption"].to_pylist() == [sample.caption for sample in samples]
+        image_emb = clip.encode_pictures([Image.open(io.BytesIO(sample.image)) for sample in samples])
+        text = clip.encode_texts([sample.caption for sample in samples])
+        stored = torch.tensor(part["image_emb"].to_pylist())
+        torch.testing.assert_close(stored, image_emb, atol=2e-3, rtol=2e-3)  # float16
+        torch.testing.assert_close(torch.tensor(part["text_emb"].to_pylist()), text.text_emb, atol=2e-3, rtol=2e-3)
+        torch.testing.assert_close(torch.tensor(part["similarity"].to_pylist()), F.cosine_similarity(image_emb, text.text_emb, dim=-1), atol=1e-5, rtol=1e-4)
+        for row in range(0, len(samples), 7):
+            length = int(text.text_mask[row].sum())
+            assert part["token_ids"][row].as_py() == text.token_ids[row, :length].tolist()
+            states = torch.tensor(part["text_tokens"][row].as_py()).reshape(length, -1)
+            torch.testing.assert_close(states, text.text_tokens[row, :length], atol=4e-3, rtol=4e-3)
+
+
+def test_vectors_are_plain_and_every_page_has_a_checksum(root: Path) -> None:  # noqa: F811
+    path = folder_of(root, "embed") / "00000.parquet"
+    columns = pq.ParquetFile(path).metadata.row_group(0)
+    by_name = {columns.column(i).path_in_schema.split(".")[0]: columns.column(i) for i in range(columns.num_columns)}
+    for name in ("image_emb", "text_emb", "text_tokens"):
+        assert by_name[name].compression == "UNCOMPRESSED"
+        assert not by_name[name].has_dictionary_page
+        assert not by_name[name].is_stats_set
+    assert by_name["caption"].compression == "ZSTD"
+    assert b"own" in pq.read_schema(path).metadata[b"clip_name"]
+
+
+def test_stats_are_those_of_the_training_rows(root: Path) -> None:  # noqa: F811
+    stats = read_json(folder_of(root, "embed") / STATS)
+    pairs = read_pairs(folder_of(root, "embed"), split="train", text_tokens=False)
+    assert stats["count"] == len(pairs) == splits_of(folder_of(root, "embed"))["train"]
+    for name in ("image_emb", "text_emb"):
+        values = getattr(pairs, name).astype(np.float64)
+        np.testing.assert_allclose(stats[name]["mean"], values.mean(0), rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(stats[name]["std"], np.maximum(values.std(0), 1e-4), rtol=1e-4)
+
+
+def test_a_new_shard_makes_one_new_part_and_a_grown_index(root: Path, tmp_path: Path) -> None:  # noqa: F811
+    copy = copied(root, tmp_path / "root")
+    for stage in ("embed", "index"):
+        shutil.rmtree(folder_of(copy, stage))
+    shards = folder_of(copy, "download")
+    aside = tmp_path / "aside"
+    aside.mkdir()
+    for file in list(shards.glob("00002*")):
+        shutil.move(file, aside)
+    assert unclip("embed", copy).returncode == 0
+    before = {path.name: path.stat().st_mtime_ns for path in folder_of(copy, "embed").glob("0000*")}
+    assert {name[:5] for name in before} == {"00000", "00001"}
+    for file in aside.iterdir():
+        shutil.move(file, shards)
+    changed = shards / "manifest.json"  # the shards have grown: their digest is another
+    changed.write_text(changed.read_text().replace(str(manifest(copy, "download")["digest"]), "0123456789abcdef"))
+    assert unclip("embed", copy).returncode == 0
+    after = {path.name: path.stat().st_mtime_ns for path in folder_of(copy, "embed").glob("0000*")}
+    assert before.items() <= after.items()
+    assert "00002.parquet" in after
+    assert unclip("index", copy).returncode == 0
+    assert manifest(copy, "index")["counts"]["kept"] == 120  # type: ignore[index]
+
+
+def test_pictures_and_embeddings_are_joined_by_key(root: Path) -> None:  # noqa: F811
+    joined = join_shards(folder_of(root, "download"), folder_of(root, "embed"), image_size=32, split="train", text_tokens=True)
+    clip = load_clip(folder_of(root, "clip"))
+    rows = list(range(0, len(joined.pairs), 11))
+    again = clip.encode_pictures([Image.fromarray(joined.pictures[row]) for row in rows])  # the tiny CLIP's own size: nothing is resized
+    torch.testing.assert_close(torch.from_numpy(joined.pairs.image_emb[rows].astype(np.float32)), again, atol=2e-3, rtol=2e-3)
+    assert not joined.rejected
+
+
+def test_a_column_that_is_not_there_is_named(root: Path) -> None:  # noqa: F811
+    with pytest.raises(UnclipError, match="has no column norm"):
+        next(iter_batches(folder_of(root, "embed"), ["norm"]))
+
+
+def test_every_epoch_has_every_row_once_and_batches_depend_on_their_number_alone() -> None:
+    order = EpochOrder(10, seed=3)
+    epochs = [sorted(order[start : start + 10].tolist()) for start in (0, 10, 50)]
+    assert epochs == [list(range(10))] * 3
+    assert order[0:10].tolist() != order[10:20].tolist()
+    whole = batches_of(10, 4, seed=3, start=0)
+    first = [next(whole).tolist() for _ in range(9)]
+    resumed = batches_of(10, 4, seed=3, start=6)
+    assert [next(resumed).tolist() for _ in range(3)] == first[6:]
+    assert next(batches_of(10, 4, seed=4, start=0)).tolist() != first[0]
+
+
+def test_padding_and_pixels_round_trip() -> None:
+    states, mask = padded_states([np.ones((2, 3), np.float16), np.full((4, 3), 2, np.float16)])
+    assert states.shape == (2, 4, 3)
+    assert mask.sum(1).tolist() == [2, 4]
+    assert states[0, 2:].abs().max() == 0
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), dtype=np.uint8)
+    assert np.array_equal(as_pictures(as_pixels(pictures)), pictures)
