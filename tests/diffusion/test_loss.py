@@ -16,12 +16,11 @@ def test_uniform_steps_come_equally_often() -> None:
     assert (counts / 2000 - 1).abs().max() < 0.1
 
 
-def test_logit_normal_steps_follow_their_distribution() -> None:
-    """P(step < k) is the normal distribution's P(x < logit(k / T))."""
-    drawn = draw_steps(SCHEDULE, 100_000, "logit-normal", generator=torch.Generator().manual_seed(0))
-    for k in (1, 10, 25, 40, 49):
-        expected = torch.special.ndtr(torch.logit(torch.tensor(k / 50)))
-        assert abs((drawn < k).float().mean() - expected) < 0.006
+def test_more_noise_comes_in_proportion_to_its_level() -> None:
+    """P(step < k) is (k / T)^2."""
+    drawn = draw_steps(SCHEDULE, 100_000, "more-noise", generator=torch.Generator().manual_seed(0))
+    for k in (5, 10, 25, 40, 49):
+        assert abs((drawn < k).float().mean() - (k / 50) ** 2) < 0.006
     assert drawn.min() >= 0
     assert drawn.max() < 50
 
