@@ -1,6 +1,5 @@
 # make demo   the whole pipeline on an embedded data set (WORLD=shapes or emoji), ends with pictures and a report
 # make test   every gate: format, lint, types, import contracts, tests
-# make bench  every benchmark, beside its peer and the physical limit
 
 PYTHON ?= python3
 WORLD ?= shapes
@@ -12,7 +11,7 @@ BIN := $(VENV)/bin
 export DO_NOT_TRACK := 1
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: demo test bench environment environment-dev format
+.PHONY: demo test environment environment-dev format
 
 demo: environment
 	$(BIN)/unclip run --preset $(PRESET_$(WORLD))
@@ -23,9 +22,6 @@ test: environment-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest -n 2 --dist loadgroup
-
-bench: environment-dev
-	$(BIN)/python -m tests.benchmarks
 
 format: environment-dev
 	$(BIN)/ruff format .

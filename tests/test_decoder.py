@@ -12,7 +12,7 @@ from unclip.files import UnclipError
 from unclip.nn.unet import UNetConfig
 
 UNET = UNetConfig(image_size=8, channels=16, channel_mult=(1, 2), depth=1, attention_sizes=(4,), head_width=16)
-CONFIG = DecoderConfig(unet=UNET, step_width=16, context_width=32, context_layers=1)
+CONFIG = DecoderConfig(unet=UNET, step_width=16, context_width=32)
 
 
 def make_decoder() -> Decoder:

@@ -15,10 +15,7 @@ from unclip import checkpoint
 from unclip.diffusion.process import Prediction
 from unclip.diffusion.schedule import ScheduleName
 from unclip.nn.embeddings import StepEmbedding
-from unclip.nn.transformer import Block
 from unclip.nn.unet import UNet, UNetConfig
-
-CONTEXT_HEAD_WIDTH = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +27,6 @@ class DecoderConfig:
         num_image_tokens: context tokens made of the image embedding (the paper's four).
         context_width: width of the context tokens.
         text_states: whether the caption's CLIP text states are context too.
-        context_layers: transformer layers over all context tokens, trained with the decoder as GLIDE trains its own text
-            encoder; CLIP's states are causal, so "a circle" does not yet know that it will be "above a square". The first
-            token of the outcome is added to the step embedding. 0 leaves CLIP's states as they are (Karlo).
         prediction, schedule, num_train_steps: what the network says, and the noise it was trained with.
     """
 
@@ -43,7 +37,6 @@ class DecoderConfig:
     num_image_tokens: int = 4
     context_width: int = 512
     text_states: bool = True
-    context_layers: int = 0
     prediction: Prediction = "v"
     schedule: ScheduleName = "cosine"
     num_train_steps: int = 1000
@@ -89,8 +82,6 @@ class Decoder(nn.Module):
         self.null_emb = nn.Parameter(torch.zeros(emb_width))
         self.text = nn.Sequential(nn.Linear(text_width, config.context_width), nn.LayerNorm(config.context_width)) if config.text_states else None
         self.null_text = nn.Parameter(torch.zeros(config.context_width))
-        self.context_layers = nn.ModuleList(Block(config.context_width, CONTEXT_HEAD_WIDTH) for _ in range(config.context_layers))
-        self.context_to_step = nn.Linear(config.context_width, config.step_width) if config.context_layers else None
         self.unet = UNet(config.unet, in_channels=3, out_channels=3, emb_width=config.step_width, context_width=config.context_width)
         self.register_buffer("emb_mean", torch.zeros(emb_width))
         self.register_buffer("emb_std", torch.ones(emb_width))
@@ -105,12 +96,7 @@ class Decoder(nn.Module):
                 raise ValueError("this decoder was trained with text states; expected text_tokens and text_mask, got None")
             states = torch.where(condition.keep_text[:, None, None], self.text(condition.text_tokens), self.null_text)
             context, mask = torch.cat([context, states], dim=1), torch.cat([mask, condition.text_mask], dim=1)
-        step = self.step(t) + self.emb_to_step(emb)
-        if self.context_to_step is not None:
-            for layer in self.context_layers:
-                context, _, _ = layer(context, mask[:, None, None, :], None)
-            step = step + self.context_to_step(context[:, 0])
-        out: Tensor = self.unet(x_t, step, context, mask)
+        out: Tensor = self.unet(x_t, self.step(t) + self.emb_to_step(emb), context, mask)
         return out
 
 

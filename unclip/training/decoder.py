@@ -29,6 +29,7 @@ class DecoderStageConfig:
     Attributes:
         run: name of the run's folder.
         drop_image_prob, drop_text_prob: how often each condition is hidden, independently (paper: 0.1 and 0.5).
+        drop_both_prob: how often both are hidden besides, so that guidance has learnt what it moves away from.
         step_sampling: which noise levels are trained more often.
         min_snr_gamma: weight of the loss by Min-SNR; 0 leaves it unweighted.
     """
@@ -39,12 +40,13 @@ class DecoderStageConfig:
     network: DecoderConfig = field(default_factory=DecoderConfig)
     drop_image_prob: float = 0.1
     drop_text_prob: float = 0.5
+    drop_both_prob: float = 0.0
     step_sampling: StepSampling = "uniform"
     min_snr_gamma: float = 0.0
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(batch_size=64, betas=(0.9, 0.999)))
 
     def __post_init__(self) -> None:
-        for name in ("drop_image_prob", "drop_text_prob"):
+        for name in ("drop_image_prob", "drop_text_prob", "drop_both_prob"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         if self.drop_text_prob < 1.0 and not self.network.text_states:
@@ -79,7 +81,8 @@ def train_decoder(shards: Path, store: Path, run: Path, config: DecoderStageConf
         x0 = as_pixels(joined.pictures[rows]).to(device, memory_format=torch.channels_last)
         eps = torch.randn(x0.shape, generator=generator).to(device, memory_format=torch.channels_last)
         i = draw_steps(schedule, len(rows), config.step_sampling, generator=generator)
-        keep_image, keep_text = (torch.rand(len(rows), generator=generator).to(device) >= prob for prob in (config.drop_image_prob, config.drop_text_prob))
+        kept = [torch.rand(len(rows), generator=generator) >= prob for prob in (config.drop_image_prob, config.drop_text_prob, config.drop_both_prob)]
+        keep_image, keep_text = (kept[0] & kept[2]).to(device), (kept[1] & kept[2]).to(device)
         tokens, mask = padded_states([states[row] for row in rows]) if states is not None else (None, None)
         condition = DecoderCondition(
             image_emb[rows].to(device), None if tokens is None else tokens.to(device), None if mask is None else mask.to(device), keep_image, keep_text
