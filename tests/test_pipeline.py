@@ -156,6 +156,20 @@ def test_wrong_sources_are_one_line_each(tmp_path: Path) -> None:
     fails(unclip("run", tmp_path / "d"), "expected a source")
 
 
+def test_a_folder_of_images_goes_the_same_way_as_a_list(root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number, picture in enumerate(sorted((root / "world" / "images").iterdir())[:6]):
+        shutil.copy(picture, folder)
+        (folder / picture.name).with_suffix(".txt").write_text(f"picture number {number}")
+    for stage in ("source", "download"):
+        done = unclip(stage, tmp_path / "mine", "--preset", "tiny", "--source", str(folder))
+        assert done.returncode == 0, done.stderr
+        assert "6 of 6 rows kept" in done.stdout
+    shard = pq.read_table(tmp_path / "mine" / "shards" / "00000.parquet").to_pylist()
+    assert [row["caption"] for row in shard] == [f"picture number {number}" for number in range(6)]
+
+
 def test_a_caption_that_is_not_a_string_is_a_row_with_a_reason(tmp_path: Path) -> None:
     table = tmp_path / "pairs.jsonl"
     table.write_text('{"url": "http://a.example/1.png", "caption": "fine"}\n{"url": "http://a.example/2.png", "caption": 7}\n')

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 USER_ERROR, INTERRUPTED = 2, 130
 RUN_LOCK = ".run.lock"
+DEFAULT_PRESET = "small"  # sizes that two CPU cores can train in an hour
 RUN_CONFIG = "run.json"  # the config that a root was last worked on with
 
 HELP = """Train and use your own unCLIP (DALL-E 2): from captioned images to a text-to-image model.
@@ -42,7 +43,10 @@ app.command(train_app)
 STAGES = Group("Stages", sort_key=1)
 USE = Group("Using the models", sort_key=2)
 
-Preset = Annotated[str, Parameter(help="A preset to start from: demo, small, shapes, tiny, emoji.")]
+Preset = Annotated[
+    str,
+    Parameter(help="A preset to start from: demo, emoji, small, shapes (for a GPU), tiny (for tests). Without one, and without --config, the sizes of small."),
+]
 ConfigFile = Annotated[Path | None, Parameter(name="--config", help="A TOML (or JSON) file of settings, over the preset.")]
 Root = Annotated[str, Parameter(help="The folder of the data set; it remembers its config, so that later commands need no other option.")]
 Source = Annotated[str, Parameter(help="A table of links and captions (.parquet, .csv, .tsv, .jsonl) or a folder of captioned images.")]
@@ -59,15 +63,15 @@ def _resolve(
     """The config of a command: preset and file, or else what the root remembers, with single settings over it."""
     from unclip.config import load_config
 
-    settings = dict(_settings)
-    named = {"root": root, "source.path": source, "source.url_column": url_column, "source.caption_column": caption_column, "world.name": world}
-    settings |= {name: value for name, value in named.items() if value}
-    if source:
-        settings["world"] = None
     remembered = Path(root or "") / RUN_CONFIG
     if root and not preset and file is None and remembered.is_file():
         file = remembered
-    return load_config(preset=preset, file=file, settings=settings)
+    unnamed = not preset and file is None
+    named = {"root": root, "source.path": source, "source.url_column": url_column, "source.caption_column": caption_column, "world.name": world}
+    # a source given here, or none at all, takes the place of the preset's world
+    settings: dict[str, Any] = {"world": None} if source or world or unnamed else {}
+    settings |= {name: value for name, value in named.items() if value} | _settings
+    return load_config(preset=DEFAULT_PRESET if unnamed else preset, file=file, settings=settings)
 
 
 def _remember(config: "RunConfig") -> None:

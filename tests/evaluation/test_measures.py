@@ -51,7 +51,7 @@ def test_one_pair_has_no_shuffled_pair() -> None:
 
 def test_scenes_are_told_by_what_a_shapes_caption_means_and_elsewhere_by_the_words() -> None:
     first = "a small red circle left of a large blue star, white background"
-    second = "on a white background, a large blue star right of a small red circle"
+    second = "on a white background, a small red circle left of a large blue star"
     assert scene_of(first, "shapes") == scene_of(second, "shapes")
     assert scene_of(first, "") != scene_of(second, "")
     assert numbered(["b", "a", "b"]).tolist() == [0, 1, 0]

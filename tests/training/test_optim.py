@@ -13,7 +13,9 @@ ADAMW = {"lr": 0.01, "weight_decay": 0.1, "betas": (0.9, 0.99), "eps": 1e-8}
 def test_orthogonalising_keeps_the_directions_and_levels_their_lengths(shape: tuple[int, int]) -> None:
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
-    found = orthogonalised(matrix)
+    found = orthogonalised(torch.stack([matrix, 3 * matrix]))
+    torch.testing.assert_close(found[1], found[0], atol=1e-4, rtol=1e-4)  # whatever its length, and whatever stands beside it
+    found = found[0]
     lengths = (u.T @ found @ vh.T).diagonal()
     assert lengths.min() > 0.6
     assert lengths.max() < 1.3
@@ -25,7 +27,7 @@ def test_a_step_is_the_orthogonalised_nesterov_momentum() -> None:
     before, optimizer = weight.detach().clone(), Muon([weight], lr=0.01, weight_decay=0.5)
     weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(2))
     optimizer.step()
-    update = orthogonalised((weight.grad * 0.05 + 0.95 * weight.grad * 0.05).flatten(1)).reshape(weight.shape)
+    update = orthogonalised((weight.grad * 0.05 + 0.95 * weight.grad * 0.05).flatten(1)[None])[0].reshape(weight.shape)
     torch.testing.assert_close(weight.detach(), before * (1 - 0.01 * 0.5) - 0.01 * 0.2 * 18**0.5 * update, atol=1e-5, rtol=1e-4)
 
 

@@ -19,15 +19,16 @@ MATCH_ADAMW = 0.2  # Liu et al. 2025, arXiv 2502.16982, section 2.2: gives updat
 MIN_SIDE = 16  # below it there are too few directions to balance; such layers read or write pixels
 
 
-def orthogonalised(matrix: Tensor) -> Tensor:
-    """U V^T of the singular value decomposition, roughly: (n, m) -> (n, m) with singular values near 1."""
-    wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    x = wide / (wide.norm() + torch.finfo(wide.dtype).tiny)
+def orthogonalised(matrices: Tensor) -> Tensor:
+    """U V^T of each matrix's singular value decomposition, roughly: (k, n, m) -> (k, n, m), singular values near 1."""
+    is_tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if is_tall else matrices
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + torch.finfo(x.dtype).tiny)
     a, b, c = NEWTON_SCHULZ
     for _ in range(NUM_ITERATIONS):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if matrix.shape[0] > matrix.shape[1] else x
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if is_tall else x
 
 
 class Muon(torch.optim.Optimizer):
@@ -42,16 +43,19 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             raise ValueError("Muon takes no closure")
         for group in self.param_groups:
+            alike: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}  # matrices of one shape are worked on together
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
-                state = self.state[parameter]
-                momentum = state.setdefault("momentum", torch.zeros_like(parameter))
+                momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
                 momentum.lerp_(parameter.grad, 1 - MUON_MOMENTUM)
                 update = parameter.grad.lerp(momentum, MUON_MOMENTUM).flatten(1)
-                size = MATCH_ADAMW * max(update.shape) ** 0.5
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(orthogonalised(update).view_as(parameter), alpha=-group["lr"] * size)
+                alike.setdefault(tuple(update.shape), []).append((parameter, update))
+            for shape, entries in alike.items():
+                updates = orthogonalised(torch.stack([update for _, update in entries]))
+                for (parameter, _), update in zip(entries, updates, strict=True):
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                    parameter.add_(update.reshape(parameter.shape), alpha=-group["lr"] * MATCH_ADAMW * max(shape) ** 0.5)
 
 
 def make_optimizers(model: nn.Module, name: OptimizerName, **adamw: Any) -> list[torch.optim.Optimizer]:

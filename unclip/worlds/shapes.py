@@ -29,7 +29,6 @@ COLOURS = {
 BACKGROUNDS = {"white": (255, 255, 255), "grey": (128, 128, 128), "black": (0, 0, 0)}
 EXTENTS = {"small": 0.25, "large": 0.41}  # width of the box around a shape, in picture widths
 RELATIONS = ("left of", "above")
-OPPOSITES = {"right of": "left of", "below": "above"}
 HELDOUT_PAIRS = (("green", "star"), ("cyan", "triangle"), ("orange", "ring"), ("purple", "cross"))
 HELDOUT_SCENES = 0.06  # of the scenes without a held-out pair
 
@@ -127,13 +126,8 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
         alone = f"one {scene.objects[0]}"
     else:
         first, second = scene.objects
-        if rng.random() < 0.3:
-            relation = {straight: opposite for opposite, straight in OPPOSITES.items()}[str(scene.relation)]
-            first, second = second, first
-        else:
-            relation = str(scene.relation)
-        what = f"a {first} {relation} a {second}"
-        alone = f"a {first} that is {relation} a {second}"
+        what = f"a {first} {scene.relation} a {second}"
+        alone = f"a {first} that is {scene.relation} a {second}"
     ground = scene.background
     wordings = (f"{what} on a {ground} background", f"{what}, {ground} background", f"on a {ground} background, {what}", alone + f" on {ground}")
     choice = rng.random()
@@ -142,11 +136,11 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
 
 _THING = re.compile(rf"({'|'.join(EXTENTS)}) ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})")
 _GROUND = re.compile(rf"\bon a ({'|'.join(BACKGROUNDS)}) background|, ({'|'.join(BACKGROUNDS)}) background|\bon ({'|'.join(BACKGROUNDS)})$")
-_RELATION = re.compile(r"\b(left of|right of|above|below)\b")
+_RELATION = re.compile(rf"\b({'|'.join(RELATIONS)})\b")
 
 
 def parse_caption(text: str) -> Scene:
-    """The scene that a caption of this world describes, its objects in the order of "left of" / "above".
+    """The scene that a caption of this world describes.
 
     Raises:
         ValueError: the sentence is not one of this grammar.
@@ -155,13 +149,9 @@ def parse_caption(text: str) -> Scene:
     relation = _RELATION.search(text)
     if len(things) not in (1, 2) or (len(things) == 2) != (relation is not None):
         raise ValueError(f"expected a caption like 'a small blue circle above a large yellow square', got {text!r}")
-    said = relation.group(1) if relation else None
-    if said in OPPOSITES:
-        things.reverse()
-        said = OPPOSITES[said]
     ground = _GROUND.search(text)
     background = next((g for g in ground.groups() if g), None) if ground else None
-    return Scene(tuple(things), said, background)
+    return Scene(tuple(things), relation.group(1) if relation else None, background)
 
 
 def split_of(scene: Scene) -> Split:

@@ -1,0 +1,77 @@
+"""Generation: a picture depends on its seed and row alone, and every prior answers to the same call."""
+
+
+import numpy as np
+import pytest
+import torch
+
+from unclip.clip import Clip, TowerConfig, load_clip, make_clip, save_clip
+from unclip.decoder import Decoder, DecoderConfig
+from unclip.generate import GenerateConfig, Models, RowNoise, generate
+from unclip.nn.unet import UNetConfig
+from unclip.prior.diffusion import DiffusionPrior, DiffusionPriorConfig
+from unclip.prior.linear import LinearPrior
+
+TOWER = TowerConfig(emb_width=16, image_size=16, patch_size=8, vision_width=32, vision_layers=1, text_width=32, text_layers=1, head_width=16, context_length=12)
+CAPTIONS = ["a dog", "a large red star above a small ring", "a cat", "nothing", "a dog"]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Clip:
+    folder = tmp_path_factory.mktemp("clip")
+    torch.manual_seed(0)
+    save_clip(folder, TOWER, make_clip(TOWER).state_dict(), origin="trained here")
+    return load_clip(folder)
+
+
+def make_models(clip: Clip, kind: str) -> Models:
+    torch.manual_seed(1)
+    unet = UNetConfig(image_size=8, channels=16, channel_mult=(1, 2), depth=1, attention_sizes=(4,), head_width=16)
+    decoder = Decoder(DecoderConfig(unet=unet, step_width=16, context_width=12), emb_width=16, text_width=32).eval()
+    for parameter in decoder.parameters():
+        parameter.data = torch.randn_like(parameter) * 0.1
+    prior = {
+        "diffusion": DiffusionPrior(DiffusionPriorConfig(width=16, depth=1, head_width=8, max_text_tokens=12), emb_width=16, text_width=32).eval(),
+        "linear": LinearPrior(16),
+        "none": None,
+    }[kind]
+    return Models(clip, prior, decoder)
+
+
+@pytest.mark.parametrize("kind", ["diffusion", "linear", "none"])
+def test_the_batch_size_does_not_matter(clip: Clip, kind: str) -> None:
+    models = make_models(clip, kind)
+    runs = [generate(models, CAPTIONS, GenerateConfig(prior_steps=3, decoder_steps=3, guidance_scale=1.5, seed=4, batch_size=size)) for size in (1, 2, 5)]
+    for other in runs[1:]:
+        torch.testing.assert_close(other.candidates, runs[0].candidates, atol=1e-4, rtol=1e-4)
+        assert np.abs(other.pictures.astype(int) - runs[0].pictures.astype(int)).max() <= 1
+    assert runs[0].candidates.shape == (5, 2 if kind == "diffusion" else 1, 16)
+    assert runs[0].pictures.shape == (5, 8, 8, 3)
+
+
+def test_another_seed_is_another_picture(clip: Clip) -> None:
+    models = make_models(clip, "diffusion")
+    first, second = (generate(models, CAPTIONS[:1], GenerateConfig(prior_steps=3, decoder_steps=3, seed=seed)) for seed in (1, 2))
+    assert not np.array_equal(first.pictures, second.pictures)
+    assert not torch.equal(first.candidates, second.candidates)
+
+
+def test_the_best_candidate_is_the_one_that_is_drawn(clip: Clip) -> None:
+    made = generate(make_models(clip, "diffusion"), CAPTIONS, GenerateConfig(prior_steps=3, decoder_steps=2, num_candidates=4))
+    best = made.similarities.argmax(1)
+    assert torch.equal(made.image_emb, made.candidates[torch.arange(5), best])
+
+
+def test_text_embeddings_stand_in_where_there_is_no_prior(clip: Clip) -> None:
+    made = generate(make_models(clip, "none"), CAPTIONS, GenerateConfig(decoder_steps=2))
+    torch.testing.assert_close(made.image_emb, clip.encode_texts(CAPTIONS).text_emb)
+
+
+def test_rows_have_streams_of_their_own() -> None:
+    def noise(rows: list[int], stream: int = 1) -> torch.Tensor:
+        return RowNoise(7, rows, stream, (3,), torch.device("cpu"))()
+
+    together = noise([0, 1, 2])
+    assert torch.equal(together[1:2], noise([1]))
+    assert not torch.equal(together[0], together[1])
+    assert not torch.equal(noise([0], 1), noise([0], 2))
