@@ -1,6 +1,5 @@
 """Generation: a picture depends on its seed and row alone, and every prior answers to the same call."""
 
-
 import numpy as np
 import pytest
 import torch
