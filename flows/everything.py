@@ -11,7 +11,7 @@ from prefect import flow
 from flows.artifacts import show_counts, show_report
 from flows.stages import work_on, work_on_network
 from unclip.config import RunConfig
-from unclip.stages import paths_of
+from unclip.stages import paths_of, pending
 
 
 @flow(name="everything", persist_result=False)
@@ -21,6 +21,7 @@ def everything(config: RunConfig) -> dict[str, Any]:
     Args:
         config: the whole run; what is left out has its default.
     """
+    pending(config)  # a config that does not fit the root is refused before anything is done
     counts = {
         "source": work_on("source", config),  # links and captions -> one table, and what was rejected
         "download": work_on_network("download", config),  # -> shards of pictures

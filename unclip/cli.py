@@ -138,8 +138,9 @@ def _stage(name: str, config: "RunConfig", dry_run: bool) -> None:
     if dry_run:
         _show_plan(config)
         return
-    from unclip.stages import STAGES, paths_of, run_stage
+    from unclip.stages import STAGES, paths_of, pending, run_stage
 
+    pending(config)  # a config that does not fit the root is refused before it is remembered
     _remember(config)
     manifest, worked = run_stage(name, config)
     counts = manifest.counts
