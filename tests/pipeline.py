@@ -1,5 +1,6 @@
 """A whole tiny pipeline for tests: run once, copied wherever a test wants to break something."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -86,3 +87,9 @@ def folder_of(root: Path, stage: str) -> Path:
         "decoder": "decoder/main",
         "evaluate": "report",
     }.get(stage, stage)
+
+
+def manifest(root: Path, stage: str) -> dict[str, object]:
+    """The manifest that a stage left."""
+    content: dict[str, object] = json.loads((folder_of(root, stage) / "manifest.json").read_text())
+    return content

@@ -13,34 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.pipeline import STAGES, WATCH_THE_NETWORK, command, copied, environment, folder_of, unclip
+from tests.pipeline import STAGES, WATCH_THE_NETWORK, command, copied, environment, folder_of, manifest, unclip
 
 pytestmark = pytest.mark.xdist_group("pipeline")
-
-
-@pytest.fixture(scope="session")
-def whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, "subprocess.CompletedProcess[str]", Path]:
-    """`unclip run --preset tiny`, the real flow, while every connection but to this machine is refused and written down."""
-    folder = tmp_path_factory.mktemp("whole")
-    (folder / "watch").mkdir()
-    (folder / "watch" / "sitecustomize.py").write_text(WATCH_THE_NETWORK)
-    log = folder / "network.log"
-    log.touch()
-    watched = environment(PYTHONPATH=str(folder / "watch"), NETWORK_LOG=str(log))
-    done = subprocess.run(command("run", folder / "root", "--preset", "tiny"), env=watched, capture_output=True, text=True, timeout=280, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder / "root", done, log
-
-
-@pytest.fixture(scope="session")
-def root(whole_run: tuple[Path, object, Path]) -> Path:
-    """The finished data root; only to be read, or copied."""
-    return whole_run[0]
-
-
-def manifest(root: Path, stage: str) -> dict[str, object]:
-    content: dict[str, object] = json.loads((folder_of(root, stage) / "manifest.json").read_text())
-    return content
 
 
 def test_it_ends_with_pictures_and_a_report(whole_run: tuple[Path, "subprocess.CompletedProcess[str]", Path]) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from tests.pipeline import environment, folder_of
-from tests.test_pipeline import root, whole_run  # noqa: F401 - fixtures
 
 HERE = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.xdist_group("pipeline")
@@ -24,7 +23,7 @@ def test_there_are_three_ways_to_open_the_store() -> None:
 
 
 @pytest.mark.parametrize("number", range(3))
-def test_the_store_opens_from_outside(number: int, root: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_the_store_opens_from_outside(number: int, root: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     store.mkdir()
     for part in folder_of(root, "embed").glob("*.parquet"):

@@ -11,8 +11,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from tests.pipeline import copied, folder_of, unclip
-from tests.test_pipeline import manifest, root, whole_run  # noqa: F401 - fixtures
+from tests.pipeline import copied, folder_of, manifest, unclip
 from unclip.clip import load_clip
 from unclip.data.loader import EpochOrder, as_pictures, as_pixels, batches_of, join_shards, padded_states
 from unclip.data.shards import read_shard
@@ -23,7 +22,7 @@ from unclip.files import UnclipError, read_json
 pytestmark = pytest.mark.xdist_group("pipeline")
 
 
-def test_rows_are_the_shards_samples_through_clip(root: Path) -> None:  # noqa: F811
+def test_rows_are_the_shards_samples_through_clip(root: Path) -> None:
     clip = load_clip(folder_of(root, "clip"))
     for name in ("00000", "00002"):
         samples = list(read_shard(folder_of(root, "download") / f"{name}.tar"))
@@ -43,7 +42,7 @@ def test_rows_are_the_shards_samples_through_clip(root: Path) -> None:  # noqa: 
             torch.testing.assert_close(states, text.text_tokens[row, :length], atol=4e-3, rtol=4e-3)
 
 
-def test_vectors_are_plain_and_every_page_has_a_checksum(root: Path) -> None:  # noqa: F811
+def test_vectors_are_plain_and_every_page_has_a_checksum(root: Path) -> None:
     path = folder_of(root, "embed") / "00000.parquet"
     columns = pq.ParquetFile(path).metadata.row_group(0)
     by_name = {columns.column(i).path_in_schema.split(".")[0]: columns.column(i) for i in range(columns.num_columns)}
@@ -55,7 +54,7 @@ def test_vectors_are_plain_and_every_page_has_a_checksum(root: Path) -> None:  #
     assert b"own" in pq.read_schema(path).metadata[b"clip_name"]
 
 
-def test_stats_are_those_of_the_training_rows(root: Path) -> None:  # noqa: F811
+def test_stats_are_those_of_the_training_rows(root: Path) -> None:
     stats = read_json(folder_of(root, "embed") / STATS)
     pairs = read_pairs(folder_of(root, "embed"), split="train", text_tokens=False)
     assert stats["count"] == len(pairs) == splits_of(folder_of(root, "embed"))["train"]
@@ -65,7 +64,7 @@ def test_stats_are_those_of_the_training_rows(root: Path) -> None:  # noqa: F811
         np.testing.assert_allclose(stats[name]["std"], np.maximum(values.std(0), 1e-4), rtol=1e-4)
 
 
-def test_a_new_shard_makes_one_new_part_and_a_grown_index(root: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_new_shard_makes_one_new_part_and_a_grown_index(root: Path, tmp_path: Path) -> None:
     copy = copied(root, tmp_path / "root")
     for stage in ("embed", "index"):
         shutil.rmtree(folder_of(copy, stage))
@@ -89,7 +88,7 @@ def test_a_new_shard_makes_one_new_part_and_a_grown_index(root: Path, tmp_path: 
     assert manifest(copy, "index")["counts"]["kept"] == 120  # type: ignore[index]
 
 
-def test_pictures_and_embeddings_are_joined_by_key(root: Path) -> None:  # noqa: F811
+def test_pictures_and_embeddings_are_joined_by_key(root: Path) -> None:
     joined = join_shards(folder_of(root, "download"), folder_of(root, "embed"), image_size=32, split="train", text_tokens=True)
     clip = load_clip(folder_of(root, "clip"))
     rows = list(range(0, len(joined.pairs), 11))
@@ -98,7 +97,7 @@ def test_pictures_and_embeddings_are_joined_by_key(root: Path) -> None:  # noqa:
     assert not joined.rejected
 
 
-def test_a_column_that_is_not_there_is_named(root: Path) -> None:  # noqa: F811
+def test_a_column_that_is_not_there_is_named(root: Path) -> None:
     with pytest.raises(UnclipError, match="has no column norm"):
         next(iter_batches(folder_of(root, "embed"), ["norm"]))
 
