@@ -27,10 +27,10 @@ A run goes through stages, each of which leaves a result under one root: source,
 decoder, evaluate. `unclip run` does all that is not yet done; each stage is also a command of its own. Stop any of them
 at any moment: the same command goes on.
 
-    unclip run --preset demo                               the embedded shapes, ten minutes
-    unclip run --source my.parquet --root data/mine        your own links and captions
-    unclip generate "a large red star" --root data/demo    pictures
-    unclip inspect data/demo                               what lies where
+    unclip run --preset demo
+    unclip run --source my.parquet --root data/mine
+    unclip generate "a large red star" --root data/demo
+    unclip inspect data/demo
 
 Any setting can be given by its section and name, such as --prior.depth 8 or --decoder.training.num_steps 5000;
 --dry-run shows them all.
