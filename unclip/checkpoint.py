@@ -73,12 +73,6 @@ def read_config(folder: Path, kind: str) -> dict[str, Any]:
     return config
 
 
-def read_state(folder: Path) -> dict[str, Any]:
-    """The `state.json` of a checkpoint."""
-    state: dict[str, Any] = read_json(folder / STATE)
-    return state
-
-
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file.
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from unclip.data.manifest import Manifest, Stage, finished_manifest
 from unclip.data.store import emb_width, iter_batches
-from unclip.files import UnclipError, read_json, remove_leftovers, replacing, sha256_file, write_json
+from unclip.files import UnclipError, remove_leftovers, replacing, sha256_file, write_json
 from unclip.progress import progress
 
 INDEX, KEYS, RECALL = "index.faiss", "keys.parquet", "recall.json"
@@ -113,9 +113,3 @@ def open_index(folder: Path) -> Index:
     if opened.ntotal != len(keys):
         raise UnclipError(f"{folder} has {opened.ntotal} vectors but {len(keys)} keys; remove it and run `unclip index` again")
     return Index(opened, keys)
-
-
-def read_recall(folder: Path) -> dict[str, Any]:
-    """The recall that was measured when the index was built."""
-    content: dict[str, Any] = read_json(folder / RECALL)
-    return content

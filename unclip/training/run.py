@@ -15,7 +15,10 @@ def open_run(run: Path, stage: str, config: Any, inputs: Mapping[str, str]) -> S
     if earlier is not None:
         is_current(run, stage, config, inputs)  # refuses another config before anything is moved
         if dict(earlier.inputs) != dict(inputs):
-            run.rename(run.with_name(f"{run.name}-before-{fingerprint(dict(inputs))[:8]}"))
+            aside = run.with_name(f"{run.name}-on-{fingerprint(dict(earlier.inputs))[:8]}")
+            if aside.exists():
+                raise UnclipError(f"{run} was trained on other inputs, and {aside} holds an earlier run on the same ones; remove one of the two")
+            run.rename(aside)
     return Stage(run, stage, config, inputs)
 
 

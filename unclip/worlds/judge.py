@@ -133,13 +133,3 @@ def score(picture: np.ndarray, asked: Scene) -> dict[str, float | None]:
         result["relation"] = float(first is not None and second is not None and first.centre[axis] < second.centre[axis])
     result["all_right"] = float(all(value in (None, 1.0) for value in result.values()))
     return result
-
-
-def mean_scores(scores: list[dict[str, float | None]]) -> dict[str, float]:
-    """The mean of each score over the pictures for which it is defined; names without any are left out."""
-    means = {}
-    for name in SCORES:
-        values = [s[name] for s in scores if s[name] is not None]
-        if values:
-            means[name] = float(np.mean([float(v) for v in values if v is not None]))
-    return means
