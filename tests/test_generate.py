@@ -1,5 +1,7 @@
 """Generation: a picture depends on its seed and row alone, and every prior answers to the same call."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from unclip.clip import Clip, TowerConfig, load_clip, make_clip, save_clip
 from unclip.decoder import Decoder, DecoderConfig
 from unclip.generate import GenerateConfig, Models, RowNoise, generate
 from unclip.nn.unet import UNetConfig
+from unclip.prior.condition import PriorSampling
 from unclip.prior.diffusion import DiffusionPrior, DiffusionPriorConfig
 from unclip.prior.linear import LinearPrior
 
@@ -40,23 +43,24 @@ def make_models(clip: Clip, kind: str) -> Models:
 @pytest.mark.parametrize("kind", ["diffusion", "linear", "none"])
 def test_the_batch_size_does_not_matter(clip: Clip, kind: str) -> None:
     models = make_models(clip, kind)
-    runs = [generate(models, CAPTIONS, GenerateConfig(prior_steps=3, decoder_steps=3, guidance_scale=1.5, seed=4, batch_size=size)) for size in (1, 2, 5)]
+    config = GenerateConfig(prior=PriorSampling(num_steps=3), decoder_steps=3, guidance_scale=1.5, seed=4)
+    runs = [generate(models, CAPTIONS, dataclasses.replace(config, batch_size=size)) for size in (1, 2, 5)]
     for other in runs[1:]:
         torch.testing.assert_close(other.candidates, runs[0].candidates, atol=1e-4, rtol=1e-4)
         assert np.abs(other.pictures.astype(int) - runs[0].pictures.astype(int)).max() <= 1
-    assert runs[0].candidates.shape == (5, 2 if kind == "diffusion" else 1, 16)
+    assert runs[0].candidates.shape == (5, 1 if kind == "none" else 2, 16)
     assert runs[0].pictures.shape == (5, 8, 8, 3)
 
 
 def test_another_seed_is_another_picture(clip: Clip) -> None:
     models = make_models(clip, "diffusion")
-    first, second = (generate(models, CAPTIONS[:1], GenerateConfig(prior_steps=3, decoder_steps=3, seed=seed)) for seed in (1, 2))
+    first, second = (generate(models, CAPTIONS[:1], GenerateConfig(prior=PriorSampling(num_steps=3), decoder_steps=3, seed=seed)) for seed in (1, 2))
     assert not np.array_equal(first.pictures, second.pictures)
     assert not torch.equal(first.candidates, second.candidates)
 
 
 def test_the_best_candidate_is_the_one_that_is_drawn(clip: Clip) -> None:
-    made = generate(make_models(clip, "diffusion"), CAPTIONS, GenerateConfig(prior_steps=3, decoder_steps=2, num_candidates=4))
+    made = generate(make_models(clip, "diffusion"), CAPTIONS, GenerateConfig(prior=PriorSampling(num_steps=3), decoder_steps=2, num_candidates=4))
     best = made.similarities.argmax(1)
     assert torch.equal(made.image_emb, made.candidates[torch.arange(5), best])
 

@@ -64,7 +64,7 @@ def test_counts_add_up_over_all_stages(root: Path) -> None:
 # what a kill waits for: the stage has begun to leave something, and is not yet done
 BEGUN = {
     "source": "manifest.json", "download": "00000.tar", "clip": "training/step-*", "embed": "00000.parquet", "index": "manifest.json",
-    "prior": "step-*", "decoder": "step-*", "evaluate": "manifest.json",
+    "prior": "diffusion/step-*", "decoder": "step-*", "evaluate": "manifest.json",
 }  # fmt: skip
 
 
@@ -99,7 +99,7 @@ def test_ctrl_c_ends_within_seconds_and_says_how_to_go_on(root: Path, tmp_path: 
     long = [*command("prior", copy), "--prior.training.num_steps", "100000", "--prior.training.checkpoint_seconds", "1000"]
     child = subprocess.Popen(long, env=environment(), stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
-    while not list(folder_of(copy, "prior").glob("tensorboard/*")) and time.monotonic() < deadline:
+    while not list((folder_of(copy, "prior") / "diffusion").glob("tensorboard/*")) and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(1.0)
     asked = time.monotonic()
@@ -109,7 +109,7 @@ def test_ctrl_c_ends_within_seconds_and_says_how_to_go_on(root: Path, tmp_path: 
     assert child.returncode == 130
     assert "run the same command to go on" in errors
     assert "Traceback" not in errors
-    assert list(folder_of(copy, "prior").glob("step-*"))
+    assert list((folder_of(copy, "prior") / "diffusion").glob("step-*"))
 
 
 def fails(done: "subprocess.CompletedProcess[str]", *said: str) -> None:

@@ -15,6 +15,7 @@ from unclip.files import UnclipError, exclusive, read_json, write_json
 
 if TYPE_CHECKING:
     from unclip.config import RunConfig
+    from unclip.prior.condition import PriorKind
 
 USER_ERROR, INTERRUPTED = 2, 130
 RUN_LOCK = ".run.lock"
@@ -179,7 +180,8 @@ _add_stage("evaluate", "Generate from held-out captions, measure, and write the 
 
 @app.command(group=USE)
 def generate(
-    caption: str, /, *, root: Root, num: int = 4, seed: int = 0, out: Path = Path("generated.png"), prior: Literal["diffusion", "linear", "none"] = "diffusion",
+    caption: str, /, *, root: Root, num: int = 4, seed: int = 0, out: Path = Path("generated.png"),
+    prior: Literal["", "none", "diffusion", "autoregressive", "regression", "linear"] = "",
 ) -> None:  # fmt: skip
     """Make pictures of a caption.
 
@@ -197,7 +199,8 @@ def generate(
     out
         The contact sheet to write.
     prior
-        diffusion; or for comparison linear, or none: the text embedding as if it were an image embedding.
+        Which of the trained priors, if not the first of prior.kinds; or none: the text embedding as if it were an image
+        embedding, for comparison.
     """
     import dataclasses
 
@@ -210,9 +213,10 @@ def generate(
         raise UnclipError(f"--num must be at least 1, got {num}")
     config = _resolve(root=root)
     sampling = dataclasses.replace(config.generate, seed=seed)
-    made = generation.generate(load_models(config, prior), [caption] * num, sampling)
+    kind: PriorKind | None = config.prior.kinds[0] if prior == "" else None if prior == "none" else prior
+    made = generation.generate(load_models(config, kind), [caption] * num, sampling)
     labels = [f"similarity {values.max():.3f}" for values in made.similarities]
-    write_generation(out, contact_sheet(made.pictures, labels, columns=min(num, 8)), made, sampling, prior)
+    write_generation(out, contact_sheet(made.pictures, labels, columns=min(num, 8)), made, sampling, kind)
     _console.print(f"{num} pictures: [bold]{out}[/]\nsettings and candidates: {out.with_suffix('.json')}, {out.with_suffix('.parquet')}", highlight=False)
 
 

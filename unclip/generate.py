@@ -3,8 +3,7 @@ picture depends on its seed and its row alone, not on the batch it was made in.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -16,12 +15,9 @@ from unclip.decoder import Decoder, DecoderCondition
 from unclip.diffusion.guidance import guided
 from unclip.diffusion.sampling import Noise, SamplerName, make_denoiser, sample
 from unclip.diffusion.schedule import make_schedule, respace
-from unclip.prior.condition import TextCondition, best_of, similarities
-from unclip.prior.diffusion import DiffusionPrior, sample_prior
-from unclip.prior.linear import LinearPrior
+from unclip.prior.condition import Prior, PriorSampling, TextCondition, best_of, similarities
 from unclip.progress import progress
 
-PriorKind = Literal["diffusion", "linear", "none"]
 PIXEL_CLAMP = 1.0
 PRIOR_STREAM, DECODER_STREAM = 1, 2  # told apart in the seeds, so that prior and decoder never share noise
 
@@ -32,15 +28,14 @@ class GenerateConfig:
 
     Attributes:
         num_candidates: image embeddings that the prior draws for each picture; the one most similar to the caption is used.
-        prior_steps, prior_guidance_scale: ancestral steps of the prior; 1.0 is no guidance (the paper's finding).
+        prior: how the prior is sampled.
         decoder_steps, guidance_scale, sampler, eta: of the decoder.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
 
     num_candidates: int = 2
-    prior_steps: int = 64
-    prior_guidance_scale: float = 1.0
+    prior: PriorSampling = field(default_factory=PriorSampling)
     decoder_steps: int = 30
     guidance_scale: float = 1.0
     sampler: SamplerName = "ddim"
@@ -49,7 +44,7 @@ class GenerateConfig:
     batch_size: int = 64
 
     def __post_init__(self) -> None:
-        for name in ("num_candidates", "prior_steps", "decoder_steps", "batch_size"):
+        for name in ("num_candidates", "decoder_steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
@@ -59,7 +54,7 @@ class Models:
     """What pictures are made with; the prior is None where text embeddings are used as image embeddings."""
 
     clip: Clip
-    prior: DiffusionPrior | LinearPrior | None
+    prior: Prior | None
     decoder: Decoder
 
 
@@ -100,24 +95,13 @@ def text_condition(clip: Clip, captions: Sequence[str]) -> TextCondition:
     return TextCondition(text.text_emb, text.text_tokens, text.text_mask)
 
 
-def draw_candidates(prior: DiffusionPrior | LinearPrior | None, condition: TextCondition, config: GenerateConfig, *, rows: Sequence[int]) -> Tensor:
-    """(B, n, E) raw image embeddings for captions; n is 1 where the prior draws nothing. `rows` seed the noise."""
+def draw_candidates(prior: Prior | None, condition: TextCondition, config: GenerateConfig, *, rows: Sequence[int]) -> Tensor:
+    """(B, n, E) raw image embeddings for captions; without a prior the text embeddings, n being 1. `rows` seed the noise."""
     if prior is None:
         return condition.text_emb[:, None]
-    if isinstance(prior, LinearPrior):
-        return prior(condition.text_emb)[:, None]
-    width, device = condition.text_emb.shape[1], condition.text_emb.device
     draws = [row * config.num_candidates + draw for row in rows for draw in range(config.num_candidates)]
-    noise = RowNoise(config.seed, draws, PRIOR_STREAM, (width,), device)
-    return sample_prior(
-        prior,
-        condition,
-        num_samples=config.num_candidates,
-        num_sample_steps=config.prior_steps,
-        guidance_scale=config.prior_guidance_scale,
-        x_T=noise(),
-        noise=noise,
-    )
+    noise = RowNoise(config.seed, draws, PRIOR_STREAM, (prior.noise_width,), condition.text_emb.device)
+    return prior.draw(condition, num_samples=config.num_candidates, sampling=config.prior, noise=noise)
 
 
 @torch.no_grad()

@@ -17,13 +17,12 @@ from unclip.data.source import SourceConfig, build_source, source_inputs
 from unclip.decoder import load_decoder
 from unclip.evaluation.report import EvaluateSection, evaluate, evaluate_inputs
 from unclip.files import UnclipError, exclusive
-from unclip.generate import Models, PriorKind
+from unclip.generate import Models
 from unclip.layout import Paths, lay_out
-from unclip.prior.diffusion import DiffusionPrior, load_prior
-from unclip.prior.linear import LinearPrior, load_linear
+from unclip.prior.condition import PriorKind
 from unclip.training.clip import clip_inputs, make_or_import_clip
 from unclip.training.decoder import decoder_inputs, train_decoder
-from unclip.training.prior import LINEAR, prior_inputs, train_prior
+from unclip.training.prior import family_of, load_trained_prior, prior_inputs, priors_are_current, train_priors, trained_priors
 from unclip.training.run import last_checkpoint
 from unclip.worlds.write import write_world
 
@@ -48,6 +47,7 @@ class Stage:
         section: the part of the config that decides what it makes.
         inputs: a digest for each thing it would read today; raises UnclipError where an earlier stage has not finished.
         run: does the work that is not yet done.
+        parts_done: whether what the stage is made of is done too, where its manifest does not say so by itself.
     """
 
     does: str
@@ -55,6 +55,7 @@ class Stage:
     section: Callable[[RunConfig], object]
     inputs: Callable[[RunConfig, Paths], Mapping[str, str]]
     run: Callable[[RunConfig, Paths], Manifest]
+    parts_done: Callable[[RunConfig, Paths], bool] = lambda config, paths: True
 
 
 def _source_section(config: RunConfig) -> SourceConfig:
@@ -116,11 +117,12 @@ STAGES: Mapping[str, Stage] = {
         run=lambda config, paths: build_index(paths.embeddings, paths.index, config.index),
     ),
     "prior": Stage(
-        does="trains the prior: caption to CLIP image embedding",
+        does="trains the priors: caption to CLIP image embedding",
         folder=lambda paths: paths.prior,
-        section=lambda config: config.prior,
+        section=lambda config: family_of(config.prior),
         inputs=lambda config, paths: prior_inputs(paths.embeddings),
-        run=lambda config, paths: train_prior(paths.embeddings, paths.prior, config.prior),
+        run=lambda config, paths: train_priors(paths.embeddings, paths.prior, config.prior),
+        parts_done=lambda config, paths: priors_are_current(paths.embeddings, paths.prior, config.prior),
     ),
     "decoder": Stage(
         does="trains the decoder: CLIP image embedding and caption to picture",
@@ -135,7 +137,7 @@ STAGES: Mapping[str, Stage] = {
         section=_evaluate_section,
         inputs=lambda config, paths: evaluate_inputs(paths),
         run=lambda config, paths: evaluate(
-            paths, load_models(config, "diffusion"), load_linear(paths.prior / LINEAR, device=device_of(config)), _evaluate_section(config)
+            paths, load_models(config, config.prior.kinds[0]), trained_priors(paths.prior, device=device_of(config)), _evaluate_section(config)
         ),
     ),
 }
@@ -167,7 +169,7 @@ def is_done(name: str, config: RunConfig) -> bool:
     except UnclipError:
         is_current(folder, name, stage.section(config), {})  # another config is refused even so
         return False
-    return is_current(folder, name, stage.section(config), inputs)
+    return is_current(folder, name, stage.section(config), inputs) and stage.parts_done(config, paths)
 
 
 def pending(config: RunConfig) -> list[str]:
@@ -179,19 +181,14 @@ def pending(config: RunConfig) -> list[str]:
     return [name for name in STAGES if not is_done(name, config)]
 
 
-def load_models(config: RunConfig, prior: PriorKind) -> Models:
-    """The trained models of a root, for generation.
+def load_models(config: RunConfig, prior: PriorKind | None) -> Models:
+    """The trained models of a root, for generation; without a prior text embeddings are used as image embeddings.
 
     Raises:
         UnclipError: a stage has not finished.
     """
     paths, device = paths_of(config), device_of(config)
     finished_manifest(paths.clip, "clip")
-    chosen: DiffusionPrior | LinearPrior | None = None
-    if prior == "diffusion":
-        chosen = load_prior(last_checkpoint(paths.prior, "prior"), device=device)
-    elif prior == "linear":
-        finished_manifest(paths.prior, "prior")
-        chosen = load_linear(paths.prior / LINEAR, device=device)
+    chosen = None if prior is None else load_trained_prior(paths.prior, prior, device=device)
     decoder = load_decoder(last_checkpoint(paths.decoder, "decoder"), device=device)
     return Models(load_clip(paths.clip, device=device), chosen, decoder)

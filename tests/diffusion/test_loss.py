@@ -2,7 +2,7 @@
 
 import torch
 
-from unclip.diffusion.loss import draw_steps, min_snr_weight
+from unclip.diffusion.loss import min_snr_weight, steps_at
 from unclip.diffusion.process import add_noise, target, to_eps
 from unclip.diffusion.schedule import make_schedule
 
@@ -10,7 +10,7 @@ SCHEDULE = make_schedule("cosine", 50)
 
 
 def test_uniform_steps_come_equally_often() -> None:
-    drawn = draw_steps(SCHEDULE, 100_000, "uniform", generator=torch.Generator().manual_seed(0))
+    drawn = steps_at(SCHEDULE, torch.rand(100_000, generator=torch.Generator().manual_seed(0)), "uniform")
     counts = torch.bincount(drawn, minlength=50).float()
     assert len(counts) == 50
     assert (counts / 2000 - 1).abs().max() < 0.1
@@ -18,7 +18,7 @@ def test_uniform_steps_come_equally_often() -> None:
 
 def test_more_noise_comes_in_proportion_to_its_level() -> None:
     """P(step < k) is (k / T)^2."""
-    drawn = draw_steps(SCHEDULE, 100_000, "more-noise", generator=torch.Generator().manual_seed(0))
+    drawn = steps_at(SCHEDULE, torch.rand(100_000, generator=torch.Generator().manual_seed(0)), "more-noise")
     for k in (5, 10, 25, 40, 49):
         assert abs((drawn < k).float().mean() - (k / 50) ** 2) < 0.006
     assert drawn.min() >= 0

@@ -17,12 +17,12 @@ from unclip.evaluation.report import EvaluateSection
 from unclip.generate import GenerateConfig, Models
 from unclip.layout import Paths, lay_out
 from unclip.nn.unet import UNetConfig
-from unclip.prior.diffusion import DiffusionPriorConfig, load_prior
-from unclip.prior.linear import LinearPrior, load_linear
+from unclip.prior.condition import Prior, PriorKind, PriorSampling
+from unclip.prior.diffusion import DiffusionPriorConfig
 from unclip.training.clip import ClipConfig, make_or_import_clip
 from unclip.training.decoder import DecoderStageConfig, train_decoder
 from unclip.training.loop import TrainingConfig
-from unclip.training.prior import LINEAR, PriorConfig, train_prior
+from unclip.training.prior import PriorConfig, train_priors, trained_priors
 from unclip.training.run import last_checkpoint
 from unclip.worlds.write import WorldConfig, write_world
 
@@ -35,7 +35,7 @@ UNET = UNetConfig(image_size=SIDE, channels=16, channel_mult=(1, 2), depth=1, at
 SECTION = EvaluateSection(
     world="shapes",
     evaluate=EvaluateConfig(num_captions=4, num_pictures=3, num_shown=2, batch_size=2),
-    generate=GenerateConfig(prior_steps=3, decoder_steps=2),
+    generate=GenerateConfig(prior=PriorSampling(num_steps=3), decoder_steps=2),
 )
 
 
@@ -45,7 +45,7 @@ class Root:
 
     paths: Paths
     models: Models
-    linear: LinearPrior
+    priors: dict[PriorKind, Prior]
 
 
 def training(steps: int = 3) -> TrainingConfig:
@@ -67,7 +67,8 @@ def make_root(folder: Path, *, num_heldout: int = NUM_HELDOUT) -> Root:
     embed(paths.shards, paths.clip, paths.embeddings, EmbedConfig(num_workers=0))
     build_index(paths.embeddings, paths.index, IndexConfig())
     prior = PriorConfig(network=DiffusionPriorConfig(width=16, depth=1, head_width=8, max_text_tokens=32), draws=2, training=training())
-    train_prior(paths.embeddings, paths.prior, prior)
+    train_priors(paths.embeddings, paths.prior, prior)
     train_decoder(paths.shards, paths.embeddings, paths.decoder, DecoderStageConfig(network=DecoderConfig(unet=UNET, context_width=16), training=training()))
-    models = Models(load_clip(paths.clip), load_prior(last_checkpoint(paths.prior, "prior")), load_decoder(last_checkpoint(paths.decoder, "decoder")))
-    return Root(paths, models, load_linear(paths.prior / LINEAR))
+    priors = trained_priors(paths.prior)
+    models = Models(load_clip(paths.clip), priors["diffusion"], load_decoder(last_checkpoint(paths.decoder, "decoder")))
+    return Root(paths, models, priors)

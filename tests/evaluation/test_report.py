@@ -25,7 +25,7 @@ from unclip.layout import Paths
 
 @pytest.fixture(scope="session")
 def evaluated(root: Root) -> tuple[Root, dict[str, Any]]:
-    evaluate(root.paths, root.models, root.linear, SECTION)
+    evaluate(root.paths, root.models, root.priors, SECTION)
     return root, read(root.paths)
 
 
@@ -70,7 +70,7 @@ def test_the_true_embedding_finds_itself_and_lies_on_itself(evaluated: tuple[Roo
 def test_the_first_draw_is_one_of_those_that_the_best_is_chosen_from(root: Root) -> None:
     generate = dataclasses.replace(SECTION.generate, num_candidates=3)
     splits = read_held_out(root.paths.shards, root.paths.embeddings, SECTION.evaluate, image_size=16, seed=0)
-    found = predict(splits[0], root.models, root.linear, generate, batch_size=3)
+    found = predict(splits[0], root.models, root.priors, generate, batch_size=3)
     assert found.draws.shape == (4, 3, 16)
     assert (found.rows["diffusion best of 1"] == found.draws[:, 0]).all()
     cosines = (normalised(found.draws.reshape(12, 16)).reshape(4, 3, 16) * normalised(splits[0].text_emb)[:, None]).sum(-1)
@@ -154,7 +154,7 @@ def test_a_second_run_gives_the_same_numbers(evaluated: tuple[Root, dict[str, An
     root, report = evaluated
     section = dataclasses.replace(SECTION, evaluate=dataclasses.replace(SECTION.evaluate, batch_size=4))
     paths = dataclasses.replace(root.paths, report=tmp_path / "report")
-    manifest = evaluate(paths, root.models, root.linear, section)
+    manifest = evaluate(paths, root.models, root.priors, section)
     again = read(paths)
     assert again["judge"] == report["judge"]
     assert again["prior"]["heldout-pair"]["rows"]["linear"] == pytest.approx(report["prior"]["heldout-pair"]["rows"]["linear"], abs=1e-5)
@@ -163,7 +163,7 @@ def test_a_second_run_gives_the_same_numbers(evaluated: tuple[Root, dict[str, An
 
 def test_other_data_is_identified_by_clip_and_by_pixels(root: Root, tmp_path: Path) -> None:
     paths = dataclasses.replace(root.paths, report=tmp_path / "report")
-    evaluate(paths, root.models, root.linear, dataclasses.replace(SECTION, world=""))
+    evaluate(paths, root.models, root.priors, dataclasses.replace(SECTION, world=""))
     judge = read(paths)["judge"]
     assert judge["kind"] == "identification"
     by_clip, by_pixels = judge["judges"]
@@ -183,7 +183,7 @@ def test_one_held_out_row_and_one_candidate_are_enough(root: Root, tmp_path: Pat
     for world in ("shapes", ""):
         section = dataclasses.replace(SECTION, world=world, evaluate=config, generate=dataclasses.replace(SECTION.generate, num_candidates=1))
         paths = dataclasses.replace(root.paths, report=tmp_path / f"report-{world}")
-        evaluate(paths, root.models, root.linear, section)
+        evaluate(paths, root.models, root.priors, section)
         report = read(paths)
         rows = report["prior"]["heldout-scene"]["rows"]
         assert list(rows) == ["true embedding", "diffusion best of 1", "linear", "text embedding as image embedding"]
@@ -195,14 +195,8 @@ def test_without_held_out_rows_the_setting_is_named(root: Root, tmp_path: Path, 
     monkeypatch.setattr("unclip.evaluation.heldout.splits_of", lambda store: {"train": 40})
     paths = dataclasses.replace(root.paths, report=tmp_path / "report")
     with pytest.raises(UnclipError, match=r"no held-out row.*heldout_fraction"):
-        evaluate(paths, root.models, root.linear, SECTION)
+        evaluate(paths, root.models, root.priors, SECTION)
     assert not (paths.report / "index.html").exists()
-
-
-def test_a_prior_of_another_kind_is_refused(root: Root, tmp_path: Path) -> None:
-    paths = dataclasses.replace(root.paths, report=tmp_path / "report")
-    with pytest.raises(ValueError, match=r"diffusion prior.*NoneType"):
-        evaluate(paths, dataclasses.replace(root.models, prior=None), root.linear, SECTION)
 
 
 def test_the_grid_opens_as_a_picture(evaluated: tuple[Root, dict[str, Any]]) -> None:

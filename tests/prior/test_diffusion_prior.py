@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from unclip.nn.transformer import CausalTransformer
-from unclip.prior.condition import TextCondition, best_of, similarities
-from unclip.prior.diffusion import DiffusionPrior, DiffusionPriorConfig, sample_prior
+from unclip.prior.condition import PriorSampling, TextCondition, best_of, similarities
+from unclip.prior.diffusion import DiffusionPrior, DiffusionPriorConfig
 
 E, S = 6, 5
 
@@ -100,7 +100,7 @@ def test_sampling_shapes_and_repeatability() -> None:
     for _ in range(2):
         generator = torch.Generator().manual_seed(5)
         draw = lambda generator=generator: torch.randn(6, E, generator=generator)  # noqa: E731
-        runs.append(sample_prior(prior, condition, num_samples=2, num_sample_steps=4, x_T=draw(), noise=draw, guidance_scale=1.5))
+        runs.append(prior.draw(condition, num_samples=2, sampling=PriorSampling(num_steps=4, guidance_scale=1.5), noise=draw))
     assert runs[0].shape == (3, 2, E)
     assert torch.equal(runs[0], runs[1])
 

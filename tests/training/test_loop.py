@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from unclip import checkpoint
 from unclip.data.loader import batches_of
 from unclip.files import UnclipError
+from unclip.training.draws import Draws
 from unclip.training.ema import Ema
 from unclip.training.loop import METRICS, Interrupted, TrainingConfig, learning_rate, train
 
@@ -25,8 +26,8 @@ def make_model() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.2), nn.Linear(16, 16), nn.Linear(16, 1))
 
 
-def loss_fn(model: nn.Module, batch: Tensor, generator: torch.Generator) -> tuple[Tensor, Mapping[str, Tensor]]:
-    noise = torch.randn(batch.shape, generator=generator) * 0.1
+def loss_fn(model: nn.Module, batch: Tensor, draws: Draws) -> tuple[Tensor, Mapping[str, Tensor]]:
+    noise = draws.normal(*batch.shape) * 0.1
     loss = (model(batch + noise) - batch.sum(1, keepdim=True)).square().mean()
     return loss, {"twice": 2 * loss.detach()}
 

@@ -11,17 +11,14 @@ from unclip.diffusion.schedule import Schedule
 StepSampling = Literal["uniform", "more-noise"]
 
 
-def draw_steps(schedule: Schedule, num: int, sampling: StepSampling, *, generator: torch.Generator) -> Tensor:
-    """The noise levels that a batch is trained at, (num,) indices into the schedule.
+def steps_at(schedule: Schedule, share: Tensor, sampling: StepSampling) -> Tensor:
+    """The noise levels that a batch is trained at: uniform numbers in [0, 1) of any shape -> indices into the schedule.
 
-    "uniform" is Ho et al. 2020, algorithm 1. "more-noise" draws a level with a probability that grows with it in
+    "uniform" is Ho et al. 2020, algorithm 1. "more-noise" gives a level a probability that grows with it in
     proportion: at much noise the condition alone decides what goes where, which is the slowest thing to learn. (SD3's
     logit-normal, arXiv 2403.03206, was tried: it starves the last steps, where every sample begins.)
     """
-    if sampling == "uniform":
-        return torch.randint(len(schedule), (num,), generator=generator)
-    share = torch.rand(num, generator=generator, dtype=torch.float64).sqrt()
-    return (share * len(schedule)).long()
+    return ((share.sqrt() if sampling == "more-noise" else share) * len(schedule)).long()
 
 
 def min_snr_weight(schedule: Schedule, prediction: Prediction, i: Tensor, gamma: float) -> Tensor:

@@ -31,7 +31,7 @@ def read_curves(paths: Paths) -> dict[str, Curve]:
     Raises:
         UnclipError: prior or decoder have not finished.
     """
-    folders = {"prior": last_checkpoint(paths.prior, "prior"), "decoder": last_checkpoint(paths.decoder, "decoder")}
+    folders = {"prior": last_checkpoint(paths.prior / "diffusion", "prior-diffusion"), "decoder": last_checkpoint(paths.decoder, "decoder")}
     trained = paths.clip / "training"
     if steps := steps_of(trained):
         folders = {"clip": step_folder(trained, steps[-1])} | folders

@@ -13,8 +13,7 @@ from unclip.data.store import Pairs, read_pairs, splits_of
 from unclip.evaluation.config import EvaluateConfig
 from unclip.files import UnclipError
 from unclip.generate import GenerateConfig, Models, draw_candidates, text_condition
-from unclip.prior.condition import best_of
-from unclip.prior.linear import LinearPrior
+from unclip.prior.condition import Prior, PriorKind, best_of
 from unclip.progress import progress
 from unclip.worlds.shapes import parse_caption
 
@@ -126,7 +125,7 @@ def _read_pictures(shards: Path, keys: set[str], size: int) -> dict[str, np.ndar
 
 
 @torch.no_grad()
-def predict(held: HeldOut, models: Models, linear: LinearPrior, generate: GenerateConfig, *, batch_size: int) -> Predictions:
+def predict(held: HeldOut, models: Models, priors: Mapping[PriorKind, Prior], generate: GenerateConfig, *, batch_size: int) -> Predictions:
     """The ladder of paper.md 4.3 without pixels: truth, first draw and best draw of the diffusion prior, linear, text.
 
     The first draw is the first of the same draws that the best is chosen from.
@@ -135,10 +134,10 @@ def predict(held: HeldOut, models: Models, linear: LinearPrior, generate: Genera
     with progress(f"prior {held.split}", len(held.chosen), unit="caption") as bar:
         for rows, captions in batches(held.captions, batch_size):
             condition = text_condition(models.clip, captions)
-            candidates = draw_candidates(models.prior, condition, generate, rows=rows)
+            candidates = draw_candidates(priors["diffusion"], condition, generate, rows=rows)
             draws.append(_numpy(candidates))
             best.append(_numpy(best_of(candidates, condition.text_emb)))
-            straight.append(_numpy(draw_candidates(linear, condition, generate, rows=rows)[:, 0]))
+            straight.append(_numpy(draw_candidates(priors["linear"], condition, generate, rows=rows)[:, 0]))
             bar.advance(len(captions))
     drawn = np.concatenate(draws)
     ladder = {TRUE: held.true_emb, best_of_name(1): drawn[:, 0], best_of_name(drawn.shape[1]): np.concatenate(best)}

@@ -10,12 +10,13 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from unclip.files import replacing, write_json
-from unclip.generate import GenerateConfig, Generated, PriorKind
+from unclip.generate import GenerateConfig, Generated
+from unclip.prior.condition import PriorKind
 
 
-def write_generation(out: Path, sheet: Image.Image, made: Generated, config: GenerateConfig, prior: PriorKind) -> None:
+def write_generation(out: Path, sheet: Image.Image, made: Generated, config: GenerateConfig, kind: PriorKind | None) -> None:
     """Writes OUT.png (with the settings as PNG text), OUT.json and OUT.parquet (one row a candidate)."""
-    settings = dataclasses.asdict(config) | {"prior": prior}
+    settings = dataclasses.asdict(config) | {"prior_kind": kind or "none"}
     chosen = made.similarities.argmax(dim=1).tolist()
     pictures = [
         {"caption": caption, "chosen": best, "similarities": [round(value, 6) for value in row.tolist()]}

@@ -26,8 +26,7 @@ from unclip.evaluation.pictures import comparison_sheet, contact_sheet, save_png
 from unclip.files import fingerprint, read_json, remove_leftovers, replacing
 from unclip.generate import GenerateConfig, Models
 from unclip.layout import Paths
-from unclip.prior.diffusion import DiffusionPrior
-from unclip.prior.linear import LinearPrior
+from unclip.prior.condition import Prior, PriorKind
 
 STAGE = "evaluate"
 REPORT, PAGE, GRID, METRICS, PICTURES, CURVES = "report.json", "index.html", "grid.png", "metrics.parquet", "pictures", "curves.png"
@@ -55,22 +54,19 @@ def evaluate_inputs(paths: Paths) -> dict[str, str]:
     return {name: finished_manifest(folder, stage).digest for name, (stage, folder) in folders.items()}
 
 
-def evaluate(paths: Paths, models: Models, linear: LinearPrior, section: EvaluateSection) -> Manifest:
+def evaluate(paths: Paths, models: Models, priors: Mapping[PriorKind, Prior], section: EvaluateSection) -> Manifest:
     """Measures all and leaves `report.json`, `index.html`, `grid.png`, `metrics.parquet` and `pictures/`.
 
     Raises:
         UnclipError: an earlier stage has not finished, or there is no held-out row.
-        ValueError: the models come without a diffusion prior.
     """
-    if not isinstance(models.prior, DiffusionPrior):
-        raise ValueError(f"expected models with a diffusion prior to evaluate, got {type(models.prior).__name__}")
     started = time.monotonic()
     stage = Stage(paths.report, STAGE, section, evaluate_inputs(paths))
     remove_leftovers(paths.report)
     seed, config = section.generate.seed, section.evaluate
     manifests, index = counts.read_manifests(paths), open_index(paths.index)
     splits = read_held_out(paths.shards, paths.embeddings, config, image_size=models.decoder.config.unet.image_size, seed=seed)
-    predictions = [predict(held, models, linear, section.generate, batch_size=config.batch_size) for held in splits]
+    predictions = [predict(held, models, priors, section.generate, batch_size=config.batch_size) for held in splits]
     pictures = [
         judge.make_pictures(held, predicted, models, section.generate, num=config.num_pictures, batch_size=config.batch_size)
         for held, predicted in zip(splits, predictions, strict=True)

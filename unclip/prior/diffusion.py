@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from unclip import checkpoint
 from unclip.diffusion.guidance import guided
 from unclip.diffusion.process import Prediction
-from unclip.diffusion.sampling import Noise, SamplerName, make_denoiser, sample
+from unclip.diffusion.sampling import Noise, make_denoiser, sample
 from unclip.diffusion.schedule import Schedule, ScheduleName, make_schedule, respace
 from unclip.nn.embeddings import StepEmbedding
 from unclip.nn.transformer import CausalTransformer, Prefix
-from unclip.prior.condition import TextCondition
+from unclip.prior.condition import PriorSampling, TextCondition
 
 INIT_STD = 0.02
 CLAMP = 5.0  # standard deviations of the whitened embedding; Karlo's pipeline clamps there too
@@ -107,37 +107,31 @@ class DiffusionPrior(nn.Module):
         """The schedule it is trained with."""
         return make_schedule(self.config.schedule, self.config.num_train_steps)
 
+    @property
+    def noise_width(self) -> int:
+        """E: a draw starts as noise of the embedding's width."""
+        return self.noised_in.in_features
 
-@torch.no_grad()
-def sample_prior(
-    model: DiffusionPrior,
-    condition: TextCondition,
-    *,
-    num_samples: int,
-    num_sample_steps: int,
-    x_T: Tensor,
-    noise: Noise,
-    guidance_scale: float = 1.0,
-    sampler: SamplerName = "ddpm",
-    eta: float = 0.0,
-) -> Tensor:
-    """Draws `num_samples` raw image embeddings a caption: (B, n, E). x_T is (B * n, E); captions' draws stand together."""
-    everyone = torch.ones(len(condition), dtype=torch.bool, device=condition.text_emb.device)
-    prefix = model.read_text(condition, everyone).repeat(num_samples)
-    empty = model.read_text(condition, ~everyone).repeat(num_samples) if guidance_scale != 1.0 else prefix
-    network = guided(lambda x, t: model(x, t, prefix), lambda x, t: model(x, t, empty), guidance_scale)
-    schedule = respace(model.schedule(), num_sample_steps)
-    whitened = sample(sampler, make_denoiser(network, schedule, model.config.prediction, clamp=CLAMP), schedule, x_T, noise, eta=eta)
-    return model.unwhiten(whitened).reshape(len(condition), num_samples, -1)
+    @torch.no_grad()
+    def draw(self, condition: TextCondition, *, num_samples: int, sampling: PriorSampling, noise: Noise) -> Tensor:
+        """(B, n, E) raw image embeddings; see `Prior.draw`."""
+        everyone = torch.ones(len(condition), dtype=torch.bool, device=condition.text_emb.device)
+        prefix = self.read_text(condition, everyone).repeat(num_samples)
+        empty = self.read_text(condition, ~everyone).repeat(num_samples) if sampling.guidance_scale != 1.0 else prefix
+        network = guided(lambda x, t: self(x, t, prefix), lambda x, t: self(x, t, empty), sampling.guidance_scale)
+        schedule = respace(self.schedule(), sampling.num_steps)
+        denoiser = make_denoiser(network, schedule, self.config.prediction, clamp=CLAMP)
+        whitened = sample(sampling.sampler, denoiser, schedule, noise(), noise, eta=sampling.eta)
+        return self.unwhiten(whitened).reshape(len(condition), num_samples, -1)
 
 
-def load_prior(folder: Path, *, device: str = "cpu") -> DiffusionPrior:
+def load_diffusion_prior(folder: Path, *, device: str = "cpu") -> DiffusionPrior:
     """The EMA weights of a checkpoint, frozen.
 
     Raises:
         UnclipError: the folder is no checkpoint of a prior, or its weights do not fit its config.
     """
-    network = checkpoint.read_config(folder, "prior")["network"]
+    network = checkpoint.read_config(folder, "prior-diffusion")["network"]
     widths = {name: network.pop(name) for name in ("emb_width", "text_width")}
     model = DiffusionPrior(DiffusionPriorConfig(**network), **widths)
     checkpoint.load_weights(model, folder / checkpoint.EMA)

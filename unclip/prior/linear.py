@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from unclip import checkpoint
+from unclip.diffusion.sampling import Noise
 from unclip.files import replacing, write_json
-
-RIDGE = 1e-3  # of the mean variance of the text embedding
+from unclip.prior.condition import PriorSampling, TextCondition
 
 
 class LinearPrior(nn.Module):
@@ -32,9 +32,21 @@ class LinearPrior(nn.Module):
     def forward(self, text_emb: Tensor) -> Tensor:
         return text_emb @ self.weight + self.bias
 
+    @property
+    def noise_width(self) -> int:
+        """Nothing is drawn."""
+        return 0
 
-def fit_linear(batches: Iterable[tuple[np.ndarray, np.ndarray]], emb_width: int) -> LinearPrior:
+    def draw(self, condition: TextCondition, *, num_samples: int, sampling: PriorSampling, noise: Noise) -> Tensor:
+        """The one answer to each caption, as often as was asked: (B, n, E)."""
+        return self(condition.text_emb)[:, None].expand(-1, num_samples, -1)
+
+
+def fit_linear(batches: Iterable[tuple[np.ndarray, np.ndarray]], emb_width: int, *, ridge: float) -> LinearPrior:
     """Ridge regression in one pass over (text_emb, image_emb) batches of (n, E), accumulated in float64.
+
+    Args:
+        ridge: as a share of the mean variance of the text embedding.
 
     Raises:
         ValueError: there is no row.
@@ -51,8 +63,8 @@ def fit_linear(batches: Iterable[tuple[np.ndarray, np.ndarray]], emb_width: int)
         raise ValueError("expected at least one pair of embeddings, got none")
     mean_x, mean_y = sum_x / count, sum_y / count
     covariance = xx / count - np.outer(mean_x, mean_x)
-    ridge = RIDGE * np.trace(covariance) / emb_width
-    weight = np.linalg.solve(covariance + ridge * np.eye(emb_width), xy / count - np.outer(mean_x, mean_y))
+    added = ridge * np.trace(covariance) / emb_width
+    weight = np.linalg.solve(covariance + added * np.eye(emb_width), xy / count - np.outer(mean_x, mean_y))
     prior = LinearPrior(emb_width)
     prior.weight.copy_(torch.from_numpy(weight))
     prior.bias.copy_(torch.from_numpy(mean_y - mean_x @ weight))
@@ -60,20 +72,20 @@ def fit_linear(batches: Iterable[tuple[np.ndarray, np.ndarray]], emb_width: int)
 
 
 def save_linear(folder: Path, prior: LinearPrior) -> None:
-    """Writes the prior as a folder of `config.json` and `model.safetensors`."""
+    """Writes the prior as a checkpoint without an optimizer."""
     with replacing(folder) as aside:
-        aside.mkdir()
-        save_file(prior.state_dict(), aside / checkpoint.MODEL)
-        write_json(aside / checkpoint.CONFIG, {"kind": "linear", "network": {"emb_width": len(prior.bias)}})
+        aside.mkdir(parents=True)
+        save_file(prior.state_dict(), aside / checkpoint.EMA)
+        write_json(aside / checkpoint.CONFIG, {"kind": "prior-linear", "network": {"emb_width": len(prior.bias)}})
 
 
-def load_linear(folder: Path, *, device: str = "cpu") -> LinearPrior:
+def load_linear_prior(folder: Path, *, device: str = "cpu") -> LinearPrior:
     """Reads what `save_linear` wrote.
 
     Raises:
         UnclipError: the folder holds something else.
     """
-    network = checkpoint.read_config(folder, "linear")["network"]
+    network = checkpoint.read_config(folder, "prior-linear")["network"]
     prior = LinearPrior(network["emb_width"])
-    checkpoint.load_weights(prior, folder / checkpoint.MODEL)
+    checkpoint.load_weights(prior, folder / checkpoint.EMA)
     return prior.to(device).eval()

@@ -17,6 +17,7 @@ from unclip.data.manifest import Manifest, finished_manifest
 from unclip.data.shards import read_shard
 from unclip.files import UnclipError, sha256_file
 from unclip.progress import progress
+from unclip.training.draws import Draws
 from unclip.training.loop import TrainingConfig, train
 from unclip.training.run import open_run
 
@@ -78,7 +79,7 @@ def _train(shards: Path, out: Path, config: ClipConfig) -> dict[str, object]:
     torch.manual_seed(config.training.seed)
     model = make_clip(config.tower)
 
-    def loss_fn(model: nn.Module, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def loss_fn(model: nn.Module, rows: Tensor, draws: Draws) -> tuple[Tensor, Mapping[str, Tensor]]:
         device = next(model.parameters()).device
         batch = pixels[rows].float().to(device)
         return contrastive_loss(model, batch, token_ids[rows].to(device)), {}

@@ -14,10 +14,11 @@ from unclip.data.manifest import Manifest, finished_manifest
 from unclip.data.stats import STATS
 from unclip.data.store import emb_width, text_width
 from unclip.decoder import Decoder, DecoderCondition, DecoderConfig
-from unclip.diffusion.loss import StepSampling, draw_steps, min_snr_weight
+from unclip.diffusion.loss import StepSampling, min_snr_weight, steps_at
 from unclip.diffusion.process import add_noise, target
 from unclip.diffusion.schedule import make_schedule
 from unclip.files import read_json
+from unclip.training.draws import Draws
 from unclip.training.loop import TrainingConfig, train
 from unclip.training.run import open_run
 
@@ -76,12 +77,12 @@ def train_decoder(shards: Path, store: Path, run: Path, config: DecoderStageConf
     model = model.to(memory_format=torch.channels_last)
     schedule = make_schedule(config.network.schedule, config.network.num_train_steps)
 
-    def loss_fn(prepared: nn.Module, rows: np.ndarray, generator: torch.Generator) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def loss_fn(prepared: nn.Module, rows: np.ndarray, draws: Draws) -> tuple[Tensor, Mapping[str, Tensor]]:
         device = next(prepared.parameters()).device
         x0 = as_pixels(joined.pictures[rows]).to(device, memory_format=torch.channels_last)
-        eps = torch.randn(x0.shape, generator=generator).to(device, memory_format=torch.channels_last)
-        i = draw_steps(schedule, len(rows), config.step_sampling, generator=generator)
-        kept = [torch.rand(len(rows), generator=generator) >= prob for prob in (config.drop_image_prob, config.drop_text_prob, config.drop_both_prob)]
+        eps = draws.normal(*x0.shape).to(device, memory_format=torch.channels_last)
+        i = steps_at(schedule, draws.uniform(len(rows)), config.step_sampling)
+        kept = [draws.keep(len(rows), prob) for prob in (config.drop_image_prob, config.drop_text_prob, config.drop_both_prob)]
         keep_image, keep_text = (kept[0] & kept[2]).to(device), (kept[1] & kept[2]).to(device)
         tokens, mask = padded_states([states[row] for row in rows]) if states is not None else (None, None)
         condition = DecoderCondition(

@@ -24,6 +24,7 @@ from unclip import checkpoint
 from unclip.data.manifest import runtime
 from unclip.files import UnclipError, remove_leftovers
 from unclip.progress import progress
+from unclip.training.draws import Draws
 from unclip.training.ema import Ema
 from unclip.training.optim import OptimizerName, make_optimizers
 
@@ -31,7 +32,7 @@ KEPT_CHECKPOINTS = 2
 METRICS = "metrics.parquet"
 
 Batch = Any
-LossFn = Callable[[nn.Module, Batch, torch.Generator], tuple[Tensor, Mapping[str, Tensor]]]
+LossFn = Callable[[nn.Module, Batch, Draws], tuple[Tensor, Mapping[str, Tensor]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +99,7 @@ def train(
 
     Args:
         kind, network: what `config.json` of each checkpoint says, enough to build the model again.
-        loss_fn: (model, batch, generator) -> loss and further numbers to record.
+        loss_fn: (model, batch, draws) -> loss and further numbers to record.
         batches: the endless batches from a number of steps on, the same for the same number.
 
     Returns:
@@ -148,10 +149,9 @@ def train(
         prepared.train()
         for step in range(start, config.num_steps):
             torch.manual_seed(config.seed * 1_000_003 + step)  # dropout inside the network
-            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
             for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                 group["lr"] = learning_rate(config, step)
-            loss, more = loss_fn(prepared, next(stream), generator)
+            loss, more = loss_fn(prepared, next(stream), Draws(config.seed, step))
             prepared.zero_grad(set_to_none=True)
             accelerator.backward(loss)
             norm = accelerator.clip_grad_norm_(prepared.parameters(), config.grad_clip)

@@ -1,52 +1,67 @@
-"""The prior stage: the diffusion prior on cached embeddings, and the closed-form linear one beside it. No CLIP is loaded."""
+"""The prior stage: every kind of prior that a run wants, on cached embeddings, each in a folder of its own. No CLIP is loaded."""
 
-from collections.abc import Iterator, Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import numpy as np
-import torch
-from torch import Tensor, nn
+from typing import Any
 
 from unclip import checkpoint
-from unclip.data.loader import batches_of, padded_states
-from unclip.data.manifest import Manifest, finished_manifest
-from unclip.data.stats import STATS
-from unclip.data.store import emb_width, iter_batches, read_pairs, text_width
-from unclip.diffusion.process import add_noise, target
-from unclip.files import UnclipError, read_json
-from unclip.prior.condition import TextCondition
-from unclip.prior.diffusion import DiffusionPrior, DiffusionPriorConfig
-from unclip.prior.linear import fit_linear, save_linear
-from unclip.training.loop import TrainingConfig, train
-from unclip.training.run import open_run
+from unclip.data.manifest import Manifest, Stage, finished_manifest, is_current, read_manifest, runtime
+from unclip.data.store import iter_batches
+from unclip.files import fingerprint
+from unclip.prior.condition import PRIOR_KINDS, Prior, PriorKind
+from unclip.prior.kinds import load_prior
+from unclip.training.prior_diffusion import DiffusionPriorTraining, train_diffusion_prior
+from unclip.training.prior_linear import LinearPriorTraining, train_linear_prior
+from unclip.training.run import last_checkpoint, open_run
 
-LINEAR = "linear"
+STAGE = "prior"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PriorConfig:
-    """The prior and how it is trained.
+class PriorConfig(DiffusionPriorTraining):
+    """The priors of a run. The settings of the diffusion prior stand here, those of the others in sections of their own.
 
     Attributes:
-        run: name of the run's folder.
-        drop_prob: how often the caption is hidden, for guidance (paper, section 2.2).
-        draws: noise draws that share one caption's prefix in a step; the caption's part of the work is done once for all.
+        run: name of the run's folder, which holds a folder for each kind.
+        kinds: which are trained; pictures are made with the first, the others are measured beside it.
     """
 
-    __pydantic_config__ = {"extra": "forbid"}
-
     run: str = "main"
-    network: DiffusionPriorConfig = field(default_factory=DiffusionPriorConfig)
-    drop_prob: float = 0.1
-    draws: int = 4
-    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(batch_size=256, weight_decay=0.06, betas=(0.9, 0.96), adam_eps=1e-6))
+    kinds: tuple[PriorKind, ...] = runtime(("diffusion", "linear"))
+    linear: LinearPriorTraining = field(default_factory=LinearPriorTraining)
 
     def __post_init__(self) -> None:
-        if self.draws < 1:
-            raise ValueError(f"draws must be at least 1, got {self.draws}")
-        if not 0.0 <= self.drop_prob < 1.0:
-            raise ValueError(f"drop_prob must be in [0, 1), got {self.drop_prob}")
+        super().__post_init__()
+        if not self.kinds or len(set(self.kinds)) < len(self.kinds):
+            raise ValueError(f"kinds must name at least one kind, each once, got {list(self.kinds)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorFamily:
+    """What a run of several kinds is known by; each kind's own folder holds its settings."""
+
+    run: str
+
+
+def family_of(config: PriorConfig) -> PriorFamily:
+    """The identity of a run."""
+    return PriorFamily(run=config.run)
+
+
+def section_of(config: PriorConfig, kind: PriorKind) -> Any:
+    """The settings that decide what a prior of this kind becomes."""
+    if kind == "diffusion":
+        return DiffusionPriorTraining(**{f.name: getattr(config, f.name) for f in dataclasses.fields(DiffusionPriorTraining)})
+    return getattr(config, kind)
+
+
+# (store, folder of the kind, its section) -> the folder that holds the weights
+TRAINERS: Mapping[PriorKind, Callable[[Path, Path, Any], Path]] = {
+    "diffusion": train_diffusion_prior,
+    "linear": train_linear_prior,
+}
 
 
 def prior_inputs(store: Path) -> dict[str, str]:
@@ -54,60 +69,67 @@ def prior_inputs(store: Path) -> dict[str, str]:
     return {"embeddings": finished_manifest(store, "embed").digest}
 
 
-def train_prior(store: Path, run: Path, config: PriorConfig) -> Manifest:
-    """Fits the linear prior and trains the diffusion prior on the training split of the store.
+def priors_are_current(store: Path, run: Path, config: PriorConfig) -> bool:
+    """Whether every kind that is wanted has been trained on this store.
 
     Raises:
-        UnclipError: the store has no text states, or captions longer than the network takes.
+        UnclipError: one was trained with other settings.
     """
-    stage = open_run(run, "prior", config, prior_inputs(store))
-    _write_linear(store, run / LINEAR)
-    pairs = read_pairs(store, split="train", text_tokens=True)
-    states = pairs.text_tokens
-    if states is None or max(map(len, states)) > config.network.max_text_tokens:
-        raise UnclipError(
-            f"prior.network.max_text_tokens is {config.network.max_text_tokens}, but the longest caption in {store} has {max(map(len, states or []))} tokens"
-        )
-    image_emb, text_emb = (torch.from_numpy(values.astype(np.float32)) for values in (pairs.image_emb, pairs.text_emb))
-    torch.manual_seed(config.training.seed)
-    model = DiffusionPrior(config.network, emb_width=emb_width(store), text_width=text_width(store))
-    set_whitening(model, read_json(store / STATS))
-    schedule = model.schedule()
-
-    def loss_fn(prepared: nn.Module, rows: np.ndarray, generator: torch.Generator) -> tuple[Tensor, Mapping[str, Tensor]]:
-        device = next(prepared.parameters()).device
-        tokens, mask = padded_states([states[row] for row in rows])
-        condition = TextCondition(text_emb[rows].to(device), tokens.to(device), mask.to(device))
-        keep = torch.rand(len(rows), generator=generator) >= config.drop_prob
-        x0 = model.whiten(image_emb[rows].to(device)).repeat_interleave(config.draws, 0)
-        i = torch.randint(len(schedule), (len(x0),), generator=generator)
-        eps = torch.randn(x0.shape, generator=generator).to(device)
-        prefix = model.read_text(condition, keep.to(device)).repeat(config.draws)
-        output = prepared(add_noise(schedule, x0, i, eps), schedule.timesteps[i].to(device), prefix)
-        errors = (output - target(schedule, config.network.prediction, x0, i, eps)).square().mean(dim=1)
-        noisy = i.to(device) >= len(schedule) // 2
-        return errors.mean(), {"loss_less_noise": errors[~noisy].mean(), "loss_more_noise": errors[noisy].mean()}
-
-    def batches(start: int) -> Iterator[np.ndarray]:
-        return batches_of(len(pairs), config.training.batch_size, seed=config.training.seed, start=start)
-
-    network = checkpoint.as_json(config.network) | {"emb_width": emb_width(store), "text_width": text_width(store)}
-    last = train(run, model=model, kind="prior", network=network, loss_fn=loss_fn, batches=batches, config=config.training)
-    counts = {"steps": config.training.num_steps, "rows_in": len(pairs), "kept": len(pairs), "rejected": {}}
-    return stage.finish(counts=counts, digest=checkpoint.digest(last))
+    current = [is_current(run / kind, _stage_of(kind), section_of(config, kind), prior_inputs(store)) for kind in config.kinds]
+    return all(current)
 
 
-def set_whitening(model: DiffusionPrior, stats: Mapping[str, Mapping[str, list[float]]]) -> None:
-    """Copies the store's statistics into the prior's buffers."""
-    for name, key in (("emb", "image_emb"), ("text", "text_emb")):
-        getattr(model, f"{name}_mean").copy_(torch.tensor(stats[key]["mean"]))
-        getattr(model, f"{name}_std").copy_(torch.tensor(stats[key]["std"]))
+def train_priors(store: Path, run: Path, config: PriorConfig) -> Manifest:
+    """Trains the kinds of prior that are not yet done.
+
+    Raises:
+        UnclipError: the store has no text states, or captions longer than a network takes; or a kind was trained with
+            other settings.
+    """
+    inputs = prior_inputs(store)
+    stage = Stage(run, STAGE, family_of(config), inputs)
+    for kind in config.kinds:
+        folder, section = run / kind, section_of(config, kind)
+        if is_current(folder, _stage_of(kind), section, inputs):
+            continue
+        child = open_run(folder, _stage_of(kind), section, inputs)
+        weights = TRAINERS[kind](store, folder, section)
+        child.finish(counts={"steps": _steps(weights)}, digest=checkpoint.digest(weights))
+    rows = sum(int((batch["split"] == "train").sum()) for batch in iter_batches(store, ["split"]))
+    finished = {kind: manifest for kind in PRIOR_KINDS if (manifest := _finished(run, kind, inputs)) is not None}
+    steps = {kind: manifest.counts["steps"] for kind, manifest in finished.items()}
+    counts = {"steps": sum(steps.values()), "rows_in": rows, "kept": rows, "rejected": {}, "kinds": steps}
+    return stage.finish(counts=counts, digest=fingerprint({kind: manifest.digest for kind, manifest in finished.items()}))
 
 
-def _write_linear(store: Path, folder: Path) -> None:
-    def training_rows() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for batch in iter_batches(store, ["split", "text_emb", "image_emb"]):
-            rows = batch["split"] == "train"
-            yield batch["text_emb"][rows], batch["image_emb"][rows]
+def trained_priors(run: Path, *, device: str = "cpu") -> dict[PriorKind, Prior]:
+    """All priors of a finished run, for sampling, in the order of `PRIOR_KINDS`.
 
-    save_linear(folder, fit_linear(training_rows(), emb_width(store)))
+    Raises:
+        UnclipError: the run has not finished.
+    """
+    inputs = finished_manifest(run, STAGE).inputs
+    found = [kind for kind in PRIOR_KINDS if _finished(run, kind, inputs) is not None]
+    return {kind: load_trained_prior(run, kind, device=device) for kind in found}
+
+
+def load_trained_prior(run: Path, kind: PriorKind, *, device: str = "cpu") -> Prior:
+    """One prior of a run, for sampling.
+
+    Raises:
+        UnclipError: that kind has not been trained.
+    """
+    return load_prior(last_checkpoint(run / kind, _stage_of(kind)), kind, device=device)
+
+
+def _stage_of(kind: PriorKind) -> str:
+    return f"prior-{kind}"
+
+
+def _steps(weights: Path) -> int:
+    return checkpoint.steps_of(weights.parent)[-1]
+
+
+def _finished(run: Path, kind: PriorKind, inputs: Mapping[str, str]) -> Manifest | None:
+    manifest = read_manifest(run / kind)
+    return manifest if manifest is not None and manifest.finished and dict(manifest.inputs) == dict(inputs) else None
