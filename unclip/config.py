@@ -93,19 +93,27 @@ def check_config(content: Mapping[str, Any]) -> RunConfig:
 def full_path(path: str) -> str:
     """The full path of a setting that may leave out what lies between its section and its name.
 
-    "prior.depth" is "prior.network.depth", because that is the only depth in the section.
+    "prior.depth" is "prior.network.depth", because no other depth of the section lies less deep;
+    "prior.autoregressive.depth" is "prior.autoregressive.network.depth".
 
     Raises:
         UnclipError: the short form could mean several settings.
     """
-    section, _, name = path.partition(".")
+    parts = path.split(".")
     known = list(_leaves(RunConfig, ""))
-    if not name or path in known:
+    if len(parts) < 2 or path in known:
         return path
-    meant = [leaf for leaf in known if leaf.startswith(f"{section}.") and leaf.endswith(f".{name}")]
+    meant = [leaf for leaf in known if _shortens(parts, leaf.split("."))]
+    meant = [leaf for leaf in meant if leaf.count(".") == min(other.count(".") for other in meant)]
     if len(meant) > 1:
         raise UnclipError(f"{path} could mean {', '.join(meant)}; give one of them in full")
     return meant[0] if meant else path
+
+
+def _shortens(short: list[str], full: list[str]) -> bool:
+    """Whether leaving out something between the first and the last name of `full` gives `short`."""
+    between = iter(full[1:-1])
+    return short[0] == full[0] and short[-1] == full[-1] and all(name in between for name in short[1:-1])
 
 
 def _leaves(kind: Any, prefix: str) -> Iterator[str]:

@@ -73,10 +73,21 @@ class CausalTransformer(nn.Module):
 
     def forward(self, x: Tensor, prefix: Prefix) -> Tensor:
         """x (B, L, D), the tokens after the prefix -> (B, L, D) after the final norm."""
+        return self._after(x, prefix)[0]
+
+    def extend(self, x: Tensor, prefix: Prefix) -> tuple[Tensor, Prefix]:
+        """As `forward`, and with it the prefix that has grown by x, for sampling token by token."""
+        out, new = self._after(x, prefix)
+        keys = tuple(torch.cat([before, k], dim=2) for before, (k, _) in zip(prefix.keys, new, strict=True))
+        values = tuple(torch.cat([before, v], dim=2) for before, (_, v) in zip(prefix.values, new, strict=True))
+        return out, Prefix(keys, values, torch.cat([prefix.mask, prefix.mask.new_ones(x.shape[:2])], dim=1))
+
+    def _after(self, x: Tensor, prefix: Prefix) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         B, L, _ = x.shape
         causal = torch.ones(L, L, dtype=torch.bool, device=x.device).tril().expand(B, L, L)
         visible = torch.cat([prefix.mask[:, None, :].expand(B, L, -1), causal], dim=2)[:, None]
-        for block, k, v in zip(self.blocks, prefix.keys, prefix.values, strict=True):
-            x, _, _ = block(x, visible, (k, v))
-        out: Tensor = self.norm(x)
-        return out
+        new = []
+        for block, before_k, before_v in zip(self.blocks, prefix.keys, prefix.values, strict=True):
+            x, k, v = block(x, visible, (before_k, before_v))
+            new.append((k, v))
+        return self.norm(x), new

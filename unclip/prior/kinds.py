@@ -3,11 +3,18 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from unclip.prior.autoregressive import load_autoregressive_prior
 from unclip.prior.condition import Prior, PriorKind
 from unclip.prior.diffusion import load_diffusion_prior
 from unclip.prior.linear import load_linear_prior
+from unclip.prior.regression import load_regression_prior
 
-_LOADERS: Mapping[PriorKind, Callable[..., Prior]] = {"diffusion": load_diffusion_prior, "linear": load_linear_prior}
+_LOADERS: Mapping[PriorKind, Callable[..., Prior]] = {
+    "diffusion": load_diffusion_prior,
+    "autoregressive": load_autoregressive_prior,
+    "regression": load_regression_prior,
+    "linear": load_linear_prior,
+}
 
 
 def load_prior(folder: Path, kind: PriorKind, *, device: str = "cpu") -> Prior:

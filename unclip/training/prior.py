@@ -12,8 +12,10 @@ from unclip.data.store import iter_batches
 from unclip.files import fingerprint
 from unclip.prior.condition import PRIOR_KINDS, Prior, PriorKind
 from unclip.prior.kinds import load_prior
+from unclip.training.prior_autoregressive import AutoregressivePriorTraining, train_autoregressive_prior
 from unclip.training.prior_diffusion import DiffusionPriorTraining, train_diffusion_prior
 from unclip.training.prior_linear import LinearPriorTraining, train_linear_prior
+from unclip.training.prior_regression import RegressionPriorTraining, train_regression_prior
 from unclip.training.run import last_checkpoint, open_run
 
 STAGE = "prior"
@@ -30,6 +32,8 @@ class PriorConfig(DiffusionPriorTraining):
 
     run: str = "main"
     kinds: tuple[PriorKind, ...] = runtime(("diffusion", "linear"))
+    autoregressive: AutoregressivePriorTraining = field(default_factory=AutoregressivePriorTraining)
+    regression: RegressionPriorTraining = field(default_factory=RegressionPriorTraining)
     linear: LinearPriorTraining = field(default_factory=LinearPriorTraining)
 
     def __post_init__(self) -> None:
@@ -60,6 +64,8 @@ def section_of(config: PriorConfig, kind: PriorKind) -> Any:
 # (store, folder of the kind, its section) -> the folder that holds the weights
 TRAINERS: Mapping[PriorKind, Callable[[Path, Path, Any], Path]] = {
     "diffusion": train_diffusion_prior,
+    "autoregressive": train_autoregressive_prior,
+    "regression": train_regression_prior,
     "linear": train_linear_prior,
 }
 

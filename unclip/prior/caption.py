@@ -1,0 +1,40 @@
+"""How a prior reads a caption: the tokens that stand before all others."""
+
+import torch
+from torch import Tensor, nn
+
+from unclip.prior.condition import TextCondition
+
+INIT_STD = 0.02
+
+
+class CaptionTokens(nn.Module):
+    """Text states | text embedding, as tokens of the prior's width.
+
+    The buffers whiten the text embedding: raw = whitened * text_std + text_mean.
+    """
+
+    text_mean: Tensor
+    text_std: Tensor
+
+    def __init__(self, *, width: int, max_text_tokens: int, emb_width: int, text_width: int) -> None:
+        super().__init__()
+        self.text_in = nn.Linear(text_width, width)
+        self.text_emb_in = nn.Linear(emb_width, width)
+        self.positions = nn.Parameter(torch.randn(max_text_tokens, width) * INIT_STD)
+        self.register_buffer("text_mean", torch.zeros(emb_width))
+        self.register_buffer("text_std", torch.ones(emb_width))
+
+    def forward(self, condition: TextCondition) -> tuple[Tensor, Tensor]:
+        """Tokens (B, L + 1, D) and their mask (B, L + 1).
+
+        Raises:
+            ValueError: the captions are longer than the prior takes.
+        """
+        length = condition.text_tokens.shape[1]
+        if length > len(self.positions):
+            raise ValueError(f"captions may have {len(self.positions)} tokens (prior max_text_tokens), got {length}")
+        states = self.text_in(condition.text_tokens) + self.positions[:length]
+        text_emb = self.text_emb_in((condition.text_emb - self.text_mean) / self.text_std)
+        mask = torch.cat([condition.text_mask, condition.text_mask.new_ones(len(condition), 1)], dim=1)
+        return torch.cat([states, text_emb[:, None]], dim=1), mask

@@ -1,0 +1,110 @@
+"""The autoregressive prior of the prior stage: codes fitted to cached embeddings, and a transformer trained to say them."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unclip import checkpoint
+from unclip.data.loader import batches_of, padded_states
+from unclip.data.stats import STATS
+from unclip.data.store import emb_width, iter_batches, read_pairs, text_width
+from unclip.files import UnclipError, read_json
+from unclip.prior.autoregressive import AutoregressivePrior, AutoregressivePriorConfig
+from unclip.prior.codes import EmbeddingCodes, fit_codes
+from unclip.prior.condition import TextCondition
+from unclip.training.draws import Draws
+from unclip.training.loop import TrainingConfig, train
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoregressivePriorTraining:
+    """The autoregressive prior and how it is trained.
+
+    Attributes:
+        drop_prob: how often the caption is hidden, for guidance (paper, section 2.2).
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    network: AutoregressivePriorConfig = field(default_factory=AutoregressivePriorConfig)
+    drop_prob: float = 0.1
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(batch_size=256, weight_decay=0.04, betas=(0.9, 0.91), adam_eps=1e-10))
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.drop_prob < 1.0:
+            raise ValueError(f"drop_prob must be in [0, 1), got {self.drop_prob}")
+
+
+def train_autoregressive_prior(store: Path, run: Path, config: AutoregressivePriorTraining) -> Path:
+    """Trains on the training split of the store; returns the folder of the last checkpoint.
+
+    Raises:
+        UnclipError: the store has no text states, or captions longer than the network takes; or the image embeddings
+            need more components than the config allows.
+    """
+    pairs = read_pairs(store, split="train", text_tokens=True)
+    states = pairs.text_tokens
+    if states is None or max(map(len, states)) > config.network.max_text_tokens:
+        raise UnclipError(
+            f"prior.autoregressive.network.max_text_tokens is {config.network.max_text_tokens}, "
+            f"but the longest caption in {store} has {max(map(len, states or []))} tokens"
+        )
+    image_emb, text_emb = (torch.from_numpy(values.astype(np.float32)) for values in (pairs.image_emb, pairs.text_emb))
+    fitted = _fit(store, config.network)
+    torch.manual_seed(config.training.seed)
+    widths = {"emb_width": emb_width(store), "text_width": text_width(store), "num_components": len(fitted.stds)}
+    model = AutoregressivePrior(config.network, **widths)
+    model.codes.load_state_dict(fitted.state_dict())
+    stats = read_json(store / STATS)["text_emb"]
+    model.caption.text_mean.copy_(torch.tensor(stats["mean"]))
+    model.caption.text_std.copy_(torch.tensor(stats["std"]))
+    codes, dots = fitted.encode(image_emb), fitted.dot_tokens(image_emb, text_emb)
+
+    def loss_fn(prepared: nn.Module, rows: np.ndarray, draws: Draws) -> tuple[Tensor, Mapping[str, Tensor]]:
+        device = next(prepared.parameters()).device
+        tokens, mask = padded_states([states[row] for row in rows])
+        condition = TextCondition(text_emb[rows].to(device), tokens.to(device), mask.to(device))
+        keep = draws.keep(len(rows), config.drop_prob).to(device)
+        dot, code = dots[rows].to(device), codes[rows].to(device)
+        dot_logits, code_logits = prepared(condition, keep, dot, code)
+        return token_loss(dot_logits, code_logits, dot, code)
+
+    def batches(start: int) -> Iterator[np.ndarray]:
+        return batches_of(len(pairs), config.training.batch_size, seed=config.training.seed, start=start)
+
+    network = checkpoint.as_json(config.network) | widths
+    return train(run, model=model, kind="prior-autoregressive", network=network, loss_fn=loss_fn, batches=batches, config=config.training)
+
+
+def token_loss(dot_logits: Tensor, code_logits: Tensor, dot: Tensor, codes: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The mean cross-entropy of a token in nats, the dot token being one of them, and its parts.
+
+    Args:
+        dot_logits, code_logits: (B, num_dot_buckets) and (B, num_components, num_buckets).
+        dot, codes: (B,) and (B, num_components), the true tokens.
+    """
+    dot_loss, code_loss = F.cross_entropy(dot_logits, dot), F.cross_entropy(code_logits.flatten(0, 1), codes.flatten())
+    num_codes = codes.shape[1]
+    return (dot_loss + num_codes * code_loss) / (1 + num_codes), {"loss_dot": dot_loss, "bits_per_code": code_loss / math.log(2)}
+
+
+def _fit(store: Path, network: AutoregressivePriorConfig) -> EmbeddingCodes:
+    def training_rows() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for batch in iter_batches(store, ["split", "image_emb", "text_emb"]):
+            rows = batch["split"] == "train"
+            yield batch["image_emb"][rows], batch["text_emb"][rows]
+
+    return fit_codes(
+        training_rows(),
+        emb_width(store),
+        explained=network.explained,
+        max_components=network.max_components,
+        num_buckets=network.num_buckets,
+        num_dot_buckets=network.num_dot_buckets,
+    )
