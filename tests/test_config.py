@@ -38,6 +38,14 @@ def test_a_setting_may_leave_out_what_lies_between() -> None:
     assert load_config(preset="tiny", settings={"prior.depth": 4}).prior.network.depth == 4
 
 
+def test_of_several_settings_of_one_name_the_least_deep_is_meant() -> None:
+    assert full_path("prior.num_steps") == "prior.training.num_steps"
+    assert full_path("prior.autoregressive.depth") == "prior.autoregressive.network.depth"
+    assert full_path("prior.regression.num_steps") == "prior.regression.training.num_steps"
+    config = load_config(preset="tiny", settings={"prior.depth": 4, "prior.autoregressive.depth": 3})
+    assert (config.prior.network.depth, config.prior.autoregressive.network.depth) == (4, 3)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

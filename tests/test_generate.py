@@ -10,9 +10,11 @@ from unclip.clip import Clip, TowerConfig, load_clip, make_clip, save_clip
 from unclip.decoder import Decoder, DecoderConfig
 from unclip.generate import GenerateConfig, Models, RowNoise, generate
 from unclip.nn.unet import UNetConfig
+from unclip.prior.autoregressive import AutoregressivePrior, AutoregressivePriorConfig
 from unclip.prior.condition import PriorSampling
 from unclip.prior.diffusion import DiffusionPrior, DiffusionPriorConfig
 from unclip.prior.linear import LinearPrior
+from unclip.prior.regression import RegressionPrior, RegressionPriorConfig
 
 TOWER = TowerConfig(emb_width=16, image_size=16, patch_size=8, vision_width=32, vision_layers=1, text_width=32, text_layers=1, head_width=16, context_length=12)
 CAPTIONS = ["a dog", "a large red star above a small ring", "a cat", "nothing", "a dog"]
@@ -34,16 +36,20 @@ def make_models(clip: Clip, kind: str) -> Models:
         parameter.data = torch.randn_like(parameter) * 0.1
     prior = {
         "diffusion": DiffusionPrior(DiffusionPriorConfig(width=16, depth=1, head_width=8, max_text_tokens=12), emb_width=16, text_width=32).eval(),
+        "autoregressive": AutoregressivePrior(
+            AutoregressivePriorConfig(width=16, depth=1, head_width=8, max_text_tokens=12), emb_width=16, text_width=32, num_components=9
+        ).eval(),
+        "regression": RegressionPrior(RegressionPriorConfig(width=16, depth=1, head_width=8, max_text_tokens=12), emb_width=16, text_width=32).eval(),
         "linear": LinearPrior(16),
         "none": None,
     }[kind]
     return Models(clip, prior, decoder)
 
 
-@pytest.mark.parametrize("kind", ["diffusion", "linear", "none"])
+@pytest.mark.parametrize("kind", ["diffusion", "autoregressive", "regression", "linear", "none"])
 def test_the_batch_size_does_not_matter(clip: Clip, kind: str) -> None:
     models = make_models(clip, kind)
-    config = GenerateConfig(prior=PriorSampling(num_steps=3), decoder_steps=3, guidance_scale=1.5, seed=4)
+    config = GenerateConfig(prior=PriorSampling(num_steps=3, guidance_scale=1.5), decoder_steps=3, guidance_scale=1.5, seed=4)
     runs = [generate(models, CAPTIONS, dataclasses.replace(config, batch_size=size)) for size in (1, 2, 5)]
     for other in runs[1:]:
         torch.testing.assert_close(other.candidates, runs[0].candidates, atol=1e-4, rtol=1e-4)
@@ -52,8 +58,9 @@ def test_the_batch_size_does_not_matter(clip: Clip, kind: str) -> None:
     assert runs[0].pictures.shape == (5, 8, 8, 3)
 
 
-def test_another_seed_is_another_picture(clip: Clip) -> None:
-    models = make_models(clip, "diffusion")
+@pytest.mark.parametrize("kind", ["diffusion", "autoregressive"])
+def test_another_seed_is_another_picture(clip: Clip, kind: str) -> None:
+    models = make_models(clip, kind)
     first, second = (generate(models, CAPTIONS[:1], GenerateConfig(prior=PriorSampling(num_steps=3), decoder_steps=3, seed=seed)) for seed in (1, 2))
     assert not np.array_equal(first.pictures, second.pictures)
     assert not torch.equal(first.candidates, second.candidates)

