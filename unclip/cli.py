@@ -42,6 +42,8 @@ train_app = App(name="train", help="Train a model of the pipeline on what is the
 app.command(train_app)
 
 STAGES = Group("Stages", sort_key=1)
+evaluate_app = App(name="evaluate", group=STAGES)
+app.command(evaluate_app)
 USE = Group("Using the models", sort_key=2)
 
 Preset = Annotated[
@@ -165,7 +167,10 @@ def _add_stage(name: str, help_text: str, to: App) -> None:
         _stage(name, _resolve(preset, config, root, source, url_column, caption_column), dry_run)
 
     command.__doc__ = help_text
-    to.command(command, name=name, group=STAGES if to is app else None)
+    if to is evaluate_app:  # the stage has the name of the group of commands
+        to.default(command)
+    else:
+        to.command(command, name=name, group=STAGES if to is app else None)
 
 
 _add_stage("source", "Read a table of links and captions, or a folder of captioned images; reject what can't be used, with a reason.", app)
@@ -175,7 +180,24 @@ _add_stage("embed", "Embed pictures and captions with CLIP into the Parquet stor
 _add_stage("index", "Build the FAISS index over the image embeddings and measure its recall.", app)
 _add_stage("prior", "Train the prior: from a caption to a CLIP image embedding.", train_app)
 _add_stage("decoder", "Train the decoder: from a CLIP image embedding and the caption to a picture.", train_app)
-_add_stage("evaluate", "Generate from held-out captions, measure, and write the report.", app)
+_add_stage("evaluate", "Generate from held-out captions, measure, and write the report.", evaluate_app)
+
+
+@evaluate_app.command(name="prior")
+def evaluate_prior(*, root: Root) -> None:
+    """Measure the priors alone: no decoder is needed, and no picture is made.
+
+    Writes prior.html (one page), prior.png and prior.json into the root's report folder.
+    """
+    from unclip.evaluation.prior_report import PAGE, ladder_table
+    from unclip.stages import measure_priors, paths_of
+
+    config = _resolve(root=root)
+    measured = measure_priors(config)
+    for split, found in measured["prior"].items():
+        _console.print(ladder_table(split, found))
+        _console.print(found["verdict"]["sentence"], highlight=False, markup=False)
+    _console.print(f"page: [bold]{paths_of(config).report / PAGE}[/]", highlight=False)
 
 
 @app.command(group=USE)

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,6 +16,7 @@ from unclip.data.index import build_index, index_inputs
 from unclip.data.manifest import Manifest, finished_manifest, is_current
 from unclip.data.source import SourceConfig, build_source, source_inputs
 from unclip.decoder import load_decoder
+from unclip.evaluation.prior_report import evaluate_priors
 from unclip.evaluation.report import EvaluateSection, evaluate, evaluate_inputs
 from unclip.files import UnclipError, exclusive
 from unclip.generate import Models
@@ -77,7 +79,8 @@ def _run_source(config: RunConfig, paths: Paths) -> Manifest:
 
 
 def _evaluate_section(config: RunConfig) -> EvaluateSection:
-    return EvaluateSection(world="" if config.world is None else config.world.name, evaluate=config.evaluate, generate=config.generate)
+    world = "" if config.world is None else config.world.name
+    return EvaluateSection(world=world, prior=config.prior.kinds[0], evaluate=config.evaluate, generate=config.generate)
 
 
 STAGES: Mapping[str, Stage] = {
@@ -179,6 +182,19 @@ def pending(config: RunConfig) -> list[str]:
         UnclipError: a folder was made with another config.
     """
     return [name for name in STAGES if not is_done(name, config)]
+
+
+def measure_priors(config: RunConfig) -> dict[str, Any]:
+    """Measures the trained priors of a root alone, holding the root; see `evaluate_priors`. No decoder is needed.
+
+    Raises:
+        UnclipError: a stage before the prior, or the prior, has not finished; or another run holds the root.
+    """
+    paths, device = paths_of(config), device_of(config)
+    with exclusive(paths.root):
+        finished_manifest(paths.clip, "clip")
+        priors = trained_priors(paths.prior, device=device)
+        return evaluate_priors(paths, load_clip(paths.clip, device=device), priors, _evaluate_section(config))
 
 
 def load_models(config: RunConfig, prior: PriorKind | None) -> Models:

@@ -34,7 +34,8 @@ TOWER = TowerConfig(
 UNET = UNetConfig(image_size=SIDE, channels=16, channel_mult=(1, 2), depth=1, attention_sizes=(8,), head_width=8)
 SECTION = EvaluateSection(
     world="shapes",
-    evaluate=EvaluateConfig(num_captions=4, num_pictures=3, num_shown=2, batch_size=2),
+    prior="diffusion",
+    evaluate=EvaluateConfig(num_captions=4, num_pictures=3, num_shown=2, batch_size=2, sweep_guidance=(1.0, 2.0), sweep_steps=(2, 4)),
     generate=GenerateConfig(prior=PriorSampling(num_steps=3), decoder_steps=2),
 )
 

@@ -17,10 +17,14 @@ from tests.evaluation.conftest import NUM_HELDOUT, NUM_TRAIN, SECTION, Root
 from unclip.data.index import normalised
 from unclip.data.manifest import finished_manifest
 from unclip.evaluation import page
-from unclip.evaluation.heldout import predict, read_held_out
+from unclip.evaluation.heldout import predict, read_held_out, read_pictures
 from unclip.evaluation.report import evaluate, evaluate_inputs
 from unclip.files import UnclipError
 from unclip.layout import Paths
+
+LADDER = [
+    "true embedding", "diffusion x1", "diffusion best of 2", "linear", "text embedding as image embedding", "image of the nearest training caption",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +45,7 @@ def test_the_stage_leaves_every_file_and_every_section(evaluated: tuple[Root, di
     root, report = evaluated
     assert {"counts", "clip", "prior", "judge", "stages", "environment"} <= report.keys()
     assert {path.name for path in root.paths.report.iterdir()} == {
-        "manifest.json", "report.json", "index.html", "grid.png", "metrics.parquet", "curves.png", "pictures",
+        "manifest.json", "report.json", "index.html", "grid.png", "metrics.parquet", "curves.png", "prior.png", "pictures",
     }  # fmt: skip
     manifest = finished_manifest(root.paths.report, "evaluate")
     assert manifest.inputs == evaluate_inputs(root.paths)
@@ -61,38 +65,39 @@ def test_the_true_embedding_finds_itself_and_lies_on_itself(evaluated: tuple[Roo
     for found in evaluated[1]["prior"].values():
         truth = found["rows"]["true embedding"]
         assert truth["recall_at_1"] == truth["median_rank"] == 1.0
-        assert truth["cosine"] == pytest.approx(1.0)
-        assert truth["centred_cosine"] == pytest.approx(1.0)
-        assert list(found["rows"]) == ["true embedding", "diffusion best of 1", "diffusion best of 2", "linear", "text embedding as image embedding"]
+        assert truth["image_cosine"] == pytest.approx(1.0)
+        assert truth["centred_image_cosine"] == pytest.approx(1.0)
+        assert list(found["rows"]) == LADDER
         assert found["rows"]["text embedding as image embedding"]["text_cosine"] == pytest.approx(1.0)
 
 
 def test_the_first_draw_is_one_of_those_that_the_best_is_chosen_from(root: Root) -> None:
     generate = dataclasses.replace(SECTION.generate, num_candidates=3)
-    splits = read_held_out(root.paths.shards, root.paths.embeddings, SECTION.evaluate, image_size=16, seed=0)
-    found = predict(splits[0], root.models, root.priors, generate, batch_size=3)
-    assert found.draws.shape == (4, 3, 16)
-    assert (found.rows["diffusion best of 1"] == found.draws[:, 0]).all()
-    cosines = (normalised(found.draws.reshape(12, 16)).reshape(4, 3, 16) * normalised(splits[0].text_emb)[:, None]).sum(-1)
-    assert (found.rows["diffusion best of 3"] == found.draws[np.arange(4), cosines.argmax(1)]).all()
-    assert found.diffusion == "diffusion best of 3"
+    test = read_held_out(root.paths.embeddings, SECTION.evaluate, seed=0)[0].test
+    found = predict(test, root.models.clip, root.priors, root.paths.embeddings, generate, prior="diffusion", batch_size=3, label="")
+    draws = found.draws["diffusion x1"]
+    assert draws.shape == (4, 3, 16)
+    assert (found.rows["diffusion x1"] == draws[:, 0]).all()
+    cosines = (normalised(draws.reshape(12, 16)).reshape(4, 3, 16) * normalised(test.text_emb)[:, None]).sum(-1)
+    assert (found.rows["diffusion best of 3"] == draws[np.arange(4), cosines.argmax(1)]).all()
+    assert (found.chosen, found.baseline) == ("diffusion best of 3", "linear")
 
 
 def test_held_out_rows_are_drawn_by_the_seed_with_their_own_pictures(root: Root) -> None:
-    first, again, other = (read_held_out(root.paths.shards, root.paths.embeddings, SECTION.evaluate, image_size=16, seed=seed) for seed in (0, 0, 1))
-    assert [held.keys for held in first] == [held.keys for held in again]
-    assert [held.keys for held in first] != [held.keys for held in other]
-    for held in first:
+    first, again, other = (read_held_out(root.paths.embeddings, SECTION.evaluate, seed=seed) for seed in (0, 0, 1))
+    assert [held.test.keys for held in first] == [held.test.keys for held in again]
+    assert [held.test.keys for held in first] != [held.test.keys for held in other]
+    for held, pictures in zip(first, read_pictures(root.paths.shards, first, image_size=16), strict=True):
         assert len(held.pairs) == NUM_HELDOUT
-        assert held.pictures.shape == (4, 16, 16, 3)
+        assert pictures.shape == (4, 16, 16, 3)
         files = {row["caption"]: row["file"] for row in pq.read_table(root.paths.world / "captions.parquet").to_pylist()}
-        for caption, picture in zip(held.captions, held.pictures, strict=True):
+        for caption, picture in zip(held.test.captions, pictures, strict=True):
             assert (np.asarray(Image.open(root.paths.world / files[caption])) == picture).all()
 
 
 def test_the_best_of_two_is_nearer_to_the_caption_than_the_first(evaluated: tuple[Root, dict[str, Any]]) -> None:
     for found in evaluated[1]["prior"].values():
-        assert found["rows"]["diffusion best of 2"]["text_cosine"] >= found["rows"]["diffusion best of 1"]["text_cosine"]
+        assert found["rows"]["diffusion best of 2"]["text_cosine"] >= found["rows"]["diffusion x1"]["text_cosine"]
 
 
 def test_the_table_holds_the_numbers_of_the_json(evaluated: tuple[Root, dict[str, Any]]) -> None:
@@ -117,7 +122,7 @@ def test_the_page_is_the_json_and_asks_the_network_for_nothing(evaluated: tuple[
     assert page.share(report["clip"]["heldout-pair"]["recall_at_5"]) in html
     assert report["prior"]["heldout-scene"]["verdict"]["sentence"] in html
     pictures = [base64.b64decode(source.split(",", 1)[1]) for source in sources if source.startswith("data:")]
-    assert len(pictures) == 4 + 2 + 1
+    assert len(pictures) == 4 + 2 + 1 + 1
     assert all(picture.startswith(b"\x89PNG") for picture in pictures)
 
 
@@ -157,7 +162,10 @@ def test_a_second_run_gives_the_same_numbers(evaluated: tuple[Root, dict[str, An
     manifest = evaluate(paths, root.models, root.priors, section)
     again = read(paths)
     assert again["judge"] == report["judge"]
-    assert again["prior"]["heldout-pair"]["rows"]["linear"] == pytest.approx(report["prior"]["heldout-pair"]["rows"]["linear"], abs=1e-5)
+    for name, row in report["prior"]["heldout-pair"]["rows"].items():
+        same = again["prior"]["heldout-pair"]["rows"][name]
+        assert same.pop("intervals") == {metric: pytest.approx(ends, abs=1e-5) for metric, ends in row.pop("intervals").items()}
+        assert same == pytest.approx(row, rel=1e-3, abs=1e-4)
     assert manifest.config == finished_manifest(root.paths.report, "evaluate").config
 
 
@@ -186,7 +194,7 @@ def test_one_held_out_row_and_one_candidate_are_enough(root: Root, tmp_path: Pat
         evaluate(paths, root.models, root.priors, section)
         report = read(paths)
         rows = report["prior"]["heldout-scene"]["rows"]
-        assert list(rows) == ["true embedding", "diffusion best of 1", "linear", "text embedding as image embedding"]
+        assert list(rows) == [name for name in LADDER if "best of" not in name]
         assert rows["linear"]["spread"] is None
         assert "shuffled captions" not in report["judge"]["judges"][0]["splits"]["heldout-scene"]["rows"]
 

@@ -1,5 +1,6 @@
-"""How did the losses fall? The curves of CLIP, prior and decoder, from the metrics beside their last checkpoints."""
+"""How did the losses fall? The curves of CLIP, priors and decoder, from the metrics beside their last checkpoints."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from unclip.checkpoint import step_folder, steps_of
 from unclip.files import replacing
 from unclip.layout import Paths
+from unclip.prior.condition import PriorKind
 from unclip.training.loop import METRICS
 from unclip.training.run import last_checkpoint
 
@@ -25,13 +27,15 @@ WINDOW = 0.1  # of the recorded steps, for the running mean
 Curve = tuple[np.ndarray, np.ndarray]
 
 
-def read_curves(paths: Paths) -> dict[str, Curve]:
-    """The recorded steps and losses, both (n,), of each model that was trained here; a published CLIP has none.
+def read_curves(paths: Paths, kinds: Iterable[PriorKind]) -> dict[str, Curve]:
+    """The recorded steps and losses, both (n,), of each model that was trained here; a published CLIP has none, nor a fitted prior.
 
     Raises:
-        UnclipError: prior or decoder have not finished.
+        UnclipError: a prior of these kinds, or the decoder, has not finished.
     """
-    folders = {"prior": last_checkpoint(paths.prior / "diffusion", "prior-diffusion"), "decoder": last_checkpoint(paths.decoder, "decoder")}
+    priors = {f"{kind} prior": last_checkpoint(paths.prior / kind, f"prior-{kind}") for kind in kinds}
+    folders = {name: folder for name, folder in priors.items() if (folder / METRICS).exists()}
+    folders |= {"decoder": last_checkpoint(paths.decoder, "decoder")}
     trained = paths.clip / "training"
     if steps := steps_of(trained):
         folders = {"clip": step_folder(trained, steps[-1])} | folders

@@ -8,18 +8,39 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unclip.clip import Clip
+from unclip.data.index import normalised
 from unclip.data.shards import decode, read_shard
-from unclip.data.store import Pairs, read_pairs, splits_of
+from unclip.data.store import Pairs, emb_width, iter_batches, read_pairs, splits_of
 from unclip.evaluation.config import EvaluateConfig
 from unclip.files import UnclipError
-from unclip.generate import GenerateConfig, Models, draw_candidates, text_condition
-from unclip.prior.condition import Prior, PriorKind, best_of
+from unclip.generate import GenerateConfig, draw_candidates, text_condition
+from unclip.prior.condition import PRIOR_KINDS, Prior, PriorKind, best_of
 from unclip.progress import progress
 from unclip.worlds.shapes import parse_caption
 
 TRAIN, SHAPES = "train", "shapes"
-TRUE, LINEAR, TEXT = "true embedding", "linear", "text embedding as image embedding"
+TRUE, TEXT, NEAREST = "true embedding", "text embedding as image embedding", "image of the nearest training caption"
 CHOICE_STREAM = 3  # of the seed; 1 and 2 are the noise of prior and decoder
+VALIDATION_SHARE = 4  # a quarter of a split at most is kept for the curves
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a split, c of them.
+
+    Attributes:
+        keys, captions: c each.
+        true_emb, text_emb: (c, E) float32, as stored.
+    """
+
+    keys: list[str]
+    captions: list[str]
+    true_emb: np.ndarray
+    text_emb: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.keys)
 
 
 @dataclass(frozen=True)
@@ -28,58 +49,47 @@ class HeldOut:
 
     Attributes:
         split: its name.
-        pairs: all its rows, n of them.
-        chosen: (c,) row numbers that embeddings are predicted for, in an order drawn from the seed.
-        pictures: (c, H, H, 3) uint8, the true pictures of the chosen rows at the decoder's size.
+        pairs: all its rows.
+        test: those that the ladder and the judges are measured on, in an order drawn from the seed.
+        validation: others, for the curves, so that whoever chooses by a curve has not chosen on the test rows.
     """
 
     split: str
     pairs: Pairs
-    chosen: np.ndarray
-    pictures: np.ndarray
-
-    @property
-    def captions(self) -> list[str]:
-        """Those of the chosen rows."""
-        return [str(caption) for caption in self.pairs.captions[self.chosen]]
-
-    @property
-    def keys(self) -> list[str]:
-        """Those of the chosen rows."""
-        return [str(key) for key in self.pairs.keys[self.chosen]]
-
-    @property
-    def true_emb(self) -> np.ndarray:
-        """(c, E) float32, the stored image embeddings of the chosen rows."""
-        return np.asarray(self.pairs.image_emb[self.chosen], np.float32)
-
-    @property
-    def text_emb(self) -> np.ndarray:
-        """(c, E) float32, the stored text embeddings of the chosen rows."""
-        return np.asarray(self.pairs.text_emb[self.chosen], np.float32)
+    test: Rows
+    validation: Rows
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What is said of the chosen rows of a split.
+    """What is said of the test rows of a split.
 
     Attributes:
         rows: a name -> raw image embeddings (c, E) float32; the first is the truth.
-        draws: (c, n, E) float32, all candidates of the diffusion prior.
+        draws: a name -> (c, n, E) float32, all candidates of the prior whose single draw has that name.
+        chosen: the name of the row that pictures are made from.
+        baseline: the name of the row that they are compared with.
     """
 
     rows: Mapping[str, np.ndarray]
-    draws: np.ndarray
-
-    @property
-    def diffusion(self) -> str:
-        """The name of the row that pictures are made from."""
-        return best_of_name(self.draws.shape[1])
+    draws: Mapping[str, np.ndarray]
+    chosen: str
+    baseline: str
 
 
-def best_of_name(num: int) -> str:
-    """The name of the row where the best of `num` draws of the diffusion prior is taken."""
-    return f"diffusion best of {num}"
+def draw_name(kind: PriorKind) -> str:
+    """The name of the row with one draw of a prior that is sampled."""
+    return f"{kind} x1"
+
+
+def best_name(kind: PriorKind, num: int) -> str:
+    """The name of the row where the best of `num` draws is taken."""
+    return f"{kind} best of {num}" if num > 1 else draw_name(kind)
+
+
+def is_sampled(prior: Prior) -> bool:
+    """Whether a prior draws its answer; linear and regression priors have one to each caption."""
+    return prior.noise_width > 0
 
 
 def scene_of(caption: str, world: str) -> Hashable:
@@ -87,11 +97,11 @@ def scene_of(caption: str, world: str) -> Hashable:
     return parse_caption(caption) if world == SHAPES else caption
 
 
-def read_held_out(shards: Path, store: Path, config: EvaluateConfig, *, image_size: int, seed: int) -> list[HeldOut]:
+def read_held_out(store: Path, config: EvaluateConfig, *, seed: int) -> list[HeldOut]:
     """Every held-out split of a store, in the order of their names.
 
     Raises:
-        UnclipError: there is no held-out row, or one has no picture.
+        UnclipError: there is no held-out row.
     """
     names = sorted(name for name in splits_of(store) if name != TRAIN)
     if not names:
@@ -99,15 +109,38 @@ def read_held_out(shards: Path, store: Path, config: EvaluateConfig, *, image_si
             f"{store} holds no held-out row, so there is nothing to evaluate on; make the root again with source.heldout_fraction above 0, "
             f"a source.split_column that names a split besides {TRAIN!r}, or world.num_heldout above 0"
         )
-    pairs = {name: read_pairs(store, split=name, text_tokens=False) for name in names}
-    chosen = {name: np.random.default_rng([seed, CHOICE_STREAM]).permutation(len(held))[: config.num_captions] for name, held in pairs.items()}
-    wanted = {str(key) for name in names for key in pairs[name].keys[chosen[name]]}
-    pictures = _read_pictures(shards, wanted, image_size)
-    return [HeldOut(name, pairs[name], chosen[name], np.stack([pictures[str(key)] for key in pairs[name].keys[chosen[name]]])) for name in names]
+    splits = []
+    for name in names:
+        pairs = read_pairs(store, split=name, text_tokens=False)
+        order = np.random.default_rng([seed, CHOICE_STREAM]).permutation(len(pairs))
+        kept = min(config.num_validation, len(pairs) // VALIDATION_SHARE)
+        test, validation = order[: len(pairs) - kept][: config.num_captions], order[len(pairs) - kept :]
+        splits.append(HeldOut(name, pairs, _rows(pairs, test), _rows(pairs, validation)))
+    return splits
 
 
-def _read_pictures(shards: Path, keys: set[str], size: int) -> dict[str, np.ndarray]:
-    """The pictures with these keys, (size, size, 3) uint8; shards after the last of them are not read."""
+def _rows(pairs: Pairs, numbers: np.ndarray) -> Rows:
+    keys, captions = ([str(text) for text in column[numbers]] for column in (pairs.keys, pairs.captions))
+    return Rows(keys, captions, np.asarray(pairs.image_emb[numbers], np.float32), np.asarray(pairs.text_emb[numbers], np.float32))
+
+
+def joined(parts: Sequence[Rows]) -> Rows:
+    """The rows of several splits as one."""
+    return Rows(
+        [key for part in parts for key in part.keys],
+        [caption for part in parts for caption in part.captions],
+        np.concatenate([part.true_emb for part in parts]),
+        np.concatenate([part.text_emb for part in parts]),
+    )
+
+
+def read_pictures(shards: Path, splits: Sequence[HeldOut], *, image_size: int) -> list[np.ndarray]:
+    """The true pictures of the test rows of each split, (c, H, H, 3) uint8; shards after the last of them are not read.
+
+    Raises:
+        UnclipError: a row has no picture.
+    """
+    keys = {key for held in splits for key in held.test.keys}
     found: dict[str, np.ndarray] = {}
     with progress("real", len(keys), unit="picture") as bar:
         for path in sorted(shards.glob("*.tar")):
@@ -115,33 +148,70 @@ def _read_pictures(shards: Path, keys: set[str], size: int) -> dict[str, np.ndar
                 break
             for sample in read_shard(path):
                 if sample.key in keys:
-                    found[sample.key] = decode(sample.image, size)
+                    found[sample.key] = decode(sample.image, image_size)
                     bar.advance()
     if missing := sorted(keys - found.keys()):
         raise UnclipError(
             f"{len(missing)} held-out rows of the store have no picture in {shards}, the first is {missing[0]}; run `unclip download` and `unclip embed`"
         )
-    return found
+    return [np.stack([found[key] for key in held.test.keys]) for held in splits]
 
 
 @torch.no_grad()
-def predict(held: HeldOut, models: Models, priors: Mapping[PriorKind, Prior], generate: GenerateConfig, *, batch_size: int) -> Predictions:
-    """The ladder of paper.md 4.3 without pixels: truth, first draw and best draw of the diffusion prior, linear, text.
+def predict(
+    rows: Rows, clip: Clip, priors: Mapping[PriorKind, Prior], store: Path, generate: GenerateConfig, *, prior: PriorKind, batch_size: int, label: str
+) -> Predictions:
+    """The ladder of paper.md 4.3 without pixels: the truth, all priors there are, and what costs nothing.
 
-    The first draw is the first of the same draws that the best is chosen from.
+    Of a prior that is sampled the first draw and the best one; the first is among those that the best is chosen from.
+
+    Args:
+        prior: the kind that pictures are made with.
+
+    Raises:
+        UnclipError: that kind is not among the priors.
     """
-    draws, best, straight = [], [], []
-    with progress(f"prior {held.split}", len(held.chosen), unit="caption") as bar:
-        for rows, captions in batches(held.captions, batch_size):
-            condition = text_condition(models.clip, captions)
-            candidates = draw_candidates(priors["diffusion"], condition, generate, rows=rows)
-            draws.append(_numpy(candidates))
-            best.append(_numpy(best_of(candidates, condition.text_emb)))
-            straight.append(_numpy(draw_candidates(priors["linear"], condition, generate, rows=rows)[:, 0]))
+    if prior not in priors:
+        raise UnclipError(f"expected a trained prior of the kind {prior}, there are {', '.join(priors)}; run `unclip train prior` with it in --prior.kinds")
+    kinds = [kind for kind in PRIOR_KINDS if kind in priors]
+    candidates: dict[PriorKind, list[np.ndarray]] = {kind: [] for kind in kinds}
+    best: dict[PriorKind, list[np.ndarray]] = {kind: [] for kind in kinds}
+    with progress(f"prior {label}", len(rows), unit="caption") as bar:
+        for numbers, captions in batches(rows.captions, batch_size):
+            condition = text_condition(clip, captions)
+            for kind in kinds:
+                drawn = draw_candidates(priors[kind], condition, generate, rows=numbers)
+                candidates[kind].append(_numpy(drawn))
+                best[kind].append(_numpy(best_of(drawn, condition.text_emb)))
             bar.advance(len(captions))
-    drawn = np.concatenate(draws)
-    ladder = {TRUE: held.true_emb, best_of_name(1): drawn[:, 0], best_of_name(drawn.shape[1]): np.concatenate(best)}
-    return Predictions(ladder | {LINEAR: np.concatenate(straight), TEXT: held.text_emb}, drawn)
+    ladder, draws = {TRUE: rows.true_emb}, {}
+    for kind in kinds:
+        drawn_by = np.concatenate(candidates[kind])
+        if is_sampled(priors[kind]):
+            draws[draw_name(kind)] = drawn_by
+            ladder |= {draw_name(kind): drawn_by[:, 0], best_name(kind, generate.num_candidates): np.concatenate(best[kind])}
+        else:
+            ladder[kind] = drawn_by[:, 0]
+    ladder |= {TEXT: rows.text_emb, NEAREST: nearest_training(store, rows.text_emb)}
+    chosen = best_name(prior, generate.num_candidates) if is_sampled(priors[prior]) else prior
+    baseline = next(name for name in ("linear", "regression", NEAREST) if name in ladder and name != chosen)
+    return Predictions(ladder, draws, chosen, baseline)
+
+
+def nearest_training(store: Path, text_emb: np.ndarray) -> np.ndarray:
+    """(c, E) the image embedding of the training pair whose text embedding is nearest by cosine to each of (c, E)."""
+    queries = normalised(text_emb)
+    best, found = np.full(len(queries), -np.inf), np.zeros((len(queries), emb_width(store)), np.float32)
+    for batch in iter_batches(store, ["split", "text_emb", "image_emb"]):
+        rows = np.flatnonzero(batch["split"] == TRAIN)
+        if not len(rows):
+            continue
+        cosines = queries @ normalised(batch["text_emb"][rows]).T  # (c, n)
+        nearest = cosines.argmax(axis=1)
+        nearer = cosines.max(axis=1) > best
+        best[nearer] = cosines.max(axis=1)[nearer]
+        found[nearer] = batch["image_emb"][rows[nearest[nearer]]]
+    return found
 
 
 def batches(captions: Sequence[str], batch_size: int) -> list[tuple[range, list[str]]]:

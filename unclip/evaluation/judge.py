@@ -12,7 +12,7 @@ from PIL import Image
 
 from unclip.clip import Clip
 from unclip.data.index import Index
-from unclip.evaluation.heldout import LINEAR, SHAPES, TEXT, TRUE, HeldOut, Predictions, batches
+from unclip.evaluation.heldout import SHAPES, TEXT, TRUE, HeldOut, Predictions, batches
 from unclip.evaluation.intervals import mean_with_interval
 from unclip.generate import GenerateConfig, Models, decode_embeddings, text_condition
 from unclip.progress import progress
@@ -42,14 +42,16 @@ BY_PIXELS = (
 Judged = dict[str, dict[str, np.ndarray]]  # row -> metric -> (p,) values, NaN where a metric does not apply
 
 
-def make_pictures(held: HeldOut, predicted: Predictions, models: Models, generate: GenerateConfig, *, num: int, batch_size: int) -> dict[str, np.ndarray]:
-    """The first `num` chosen rows as pictures (p, H, H, 3) uint8: real, and decoded from each kind of embedding.
+def make_pictures(
+    held: HeldOut, real: np.ndarray, predicted: Predictions, models: Models, generate: GenerateConfig, *, num: int, batch_size: int
+) -> dict[str, np.ndarray]:
+    """The first `num` test rows as pictures (p, H, H, 3) uint8: real ones, and decoded from each kind of embedding.
 
     Every row is decoded from the same noise, so that two kinds differ by their embedding alone.
     """
-    captions = held.captions[:num]
-    kinds = {DECODED: TRUE, PRIOR: predicted.diffusion, LINEAR: LINEAR, TEXT: TEXT}
-    pictures = {REAL: held.pictures[: len(captions)]}
+    captions = held.test.captions[:num]
+    kinds = {DECODED: TRUE, PRIOR: predicted.chosen, predicted.baseline: predicted.baseline, TEXT: TEXT}
+    pictures = {REAL: real[: len(captions)]}
     with progress(f"decode {held.split}", len(captions) * len(kinds), unit="picture") as bar:
         conditions = [(rows, text_condition(models.clip, chunk)) for rows, chunk in batches(captions, batch_size)]
         for kind, name in kinds.items():
@@ -63,16 +65,16 @@ def make_pictures(held: HeldOut, predicted: Predictions, models: Models, generat
 
 
 def measure_judges(
-    splits: Sequence[HeldOut], pictures: Sequence[Mapping[str, np.ndarray]], clip: Clip, index: Index, *, world: str, seed: int
+    splits: Sequence[HeldOut], real: Sequence[np.ndarray], pictures: Sequence[Mapping[str, np.ndarray]], clip: Clip, index: Index, *, world: str, seed: int
 ) -> dict[str, Any]:
-    """What every judge that fits the data says of each held-out split."""
+    """What every judge that fits the data says of each held-out split, given the real pictures of its test rows."""
     if world == SHAPES:
-        by_program = [judge_scenes(made, held.captions) for held, made in zip(splits, pictures, strict=True)]
+        by_program = [judge_scenes(made, held.test.captions) for held, made in zip(splits, pictures, strict=True)]
         return {"kind": "program", "judges": [_report(PROGRAM, splits, by_program, list(SCORES), {}, seed)]}
-    by_clip = [identify_by_clip(made, held.keys, clip, index) for held, made in zip(splits, pictures, strict=True)]
-    by_pixels = [identify_by_pixels(made, held.pictures) for held, made in zip(splits, pictures, strict=True)]
+    by_clip = [identify_by_clip(made, held.test.keys, clip, index) for held, made in zip(splits, pictures, strict=True)]
+    by_pixels = [identify_by_pixels(made, of_split) for of_split, made in zip(real, pictures, strict=True)]
     names = [f"top_{k}" for k in IDENTIFIED]
-    whole, parts = len(index.keys), {held.split: len(held.pictures) for held in splits}
+    whole, parts = len(index.keys), {held.split: len(held.test) for held in splits}
     return {
         "kind": "identification",
         "judges": [
@@ -151,8 +153,8 @@ def wrong_parts(picture: np.ndarray, caption: str) -> list[str]:
     return [name for name in SCORES if name != "all_right" and scored[name] not in (None, 1.0)]
 
 
-def gap_closed(judges: Mapping[str, Any]) -> dict[str, Any]:
-    """How far each prior goes from the plain text embedding (0) to the true image embedding (1), by the last judge.
+def gap_closed(judges: Mapping[str, Any], baseline: str) -> dict[str, Any]:
+    """How far prior and baseline go from the plain text embedding (0) to the true image embedding (1), by the last judge.
 
     None where the interval of the true embedding takes in what the text embedding reaches: then there is no way to go.
     """
@@ -160,7 +162,7 @@ def gap_closed(judges: Mapping[str, Any]) -> dict[str, Any]:
     metric = "all_right" if judges["kind"] == "program" else f"top_{IDENTIFIED[-1]}"
     closed: dict[str, Any] = {}
     for split, found in judge["splits"].items():
-        mean = {kind: found["rows"][kind][metric]["mean"] for kind in (DECODED, PRIOR, LINEAR, TEXT)}
+        mean = {kind: found["rows"][kind][metric]["mean"] for kind in (DECODED, PRIOR, baseline, TEXT)}
         apart = found["rows"][DECODED][metric]["low"] > mean[TEXT]
-        closed[split] = {kind: (mean[kind] - mean[TEXT]) / (mean[DECODED] - mean[TEXT]) if apart else None for kind in (PRIOR, LINEAR)}
-    return {"judge": judge["name"], "metric": metric, "splits": closed}
+        closed[split] = {kind: (mean[kind] - mean[TEXT]) / (mean[DECODED] - mean[TEXT]) if apart else None for kind in (PRIOR, baseline)}
+    return {"judge": judge["name"], "metric": metric, "baseline": baseline, "splits": closed}

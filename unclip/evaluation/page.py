@@ -9,17 +9,17 @@ from typing import Any
 
 import jinja2
 
-TEMPLATE = "report.html"
+REPORT, PRIOR = "report.html", "prior.html"
 MISSING = "–"
 
 
-def render(report: Mapping[str, Any], folder: Path) -> str:
+def render(report: Mapping[str, Any], folder: Path, *, template: str = REPORT) -> str:
     """The page of a report whose pictures lie under `folder`. Everything from outside, captions first, is escaped."""
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    loader = jinja2.FunctionLoader(lambda name: resources.files("unclip.evaluation").joinpath(name).read_text(encoding="utf-8"))
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"share": share, "count": count, "decimal": decimal, "seconds": seconds, "as_json": as_json}
     environment.globals["picture"] = lambda name: data_uri(folder / name)
-    template = environment.from_string(resources.files("unclip.evaluation").joinpath(TEMPLATE).read_text(encoding="utf-8"))
-    return template.render(report=report)
+    return environment.get_template(template).render(report=report)
 
 
 def data_uri(path: Path) -> str:
