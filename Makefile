@@ -1,5 +1,6 @@
 # make demo   the whole pipeline on an embedded data set (WORLD=shapes or emoji), ends with pictures and a report
 # make test   every gate: format, lint, types, import contracts, tests
+# make bench  speed and memory of the prior beside DALLE2-pytorch and diffusers
 
 PYTHON ?= python3
 WORLD ?= shapes
@@ -7,11 +8,12 @@ PRESET_shapes := demo
 PRESET_emoji := emoji
 VENV := .venv
 BIN := $(VENV)/bin
+PEERS := $(VENV)/peers
 
 export DO_NOT_TRACK := 1
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: demo test environment environment-dev format
+.PHONY: demo test bench environment environment-dev format
 
 demo: environment
 	$(BIN)/unclip run --preset $(PRESET_$(WORLD))
@@ -22,6 +24,9 @@ test: environment-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest -n 2 --dist loadgroup
+
+bench: environment-dev $(PEERS)/installed
+	$(BIN)/python -m tests.benchmarks --peers $(PEERS)
 
 format: environment-dev
 	$(BIN)/ruff format .
@@ -38,4 +43,10 @@ $(VENV)/installed: pyproject.toml constraints.txt
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# what only the benchmark compares with wants older packages than we have, so it lives outside of the environment
+$(PEERS)/installed: tests/benchmarks/peers.txt $(VENV)/installed-dev
+	rm -rf $(PEERS)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(PEERS) --requirement tests/benchmarks/peers.txt
 	touch $@

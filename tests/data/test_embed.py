@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from tests.pipeline import copied, folder_of, manifest, unclip
 from unclip.clip import load_clip
-from unclip.data.loader import EpochOrder, as_pictures, as_pixels, batches_of, join_shards, padded_states
+from unclip.data.loader import as_pictures, as_pixels, join_shards
 from unclip.data.shards import read_shard
 from unclip.data.stats import STATS
 from unclip.data.store import iter_batches, read_pairs, splits_of
@@ -102,22 +102,6 @@ def test_a_column_that_is_not_there_is_named(root: Path) -> None:
         next(iter_batches(folder_of(root, "embed"), ["norm"]))
 
 
-def test_every_epoch_has_every_row_once_and_batches_depend_on_their_number_alone() -> None:
-    order = EpochOrder(10, seed=3)
-    epochs = [sorted(order[start : start + 10].tolist()) for start in (0, 10, 50)]
-    assert epochs == [list(range(10))] * 3
-    assert order[0:10].tolist() != order[10:20].tolist()
-    whole = batches_of(10, 4, seed=3, start=0)
-    first = [next(whole).tolist() for _ in range(9)]
-    resumed = batches_of(10, 4, seed=3, start=6)
-    assert [next(resumed).tolist() for _ in range(3)] == first[6:]
-    assert next(batches_of(10, 4, seed=4, start=0)).tolist() != first[0]
-
-
-def test_padding_and_pixels_round_trip() -> None:
-    states, mask = padded_states([np.ones((2, 3), np.float16), np.full((4, 3), 2, np.float16)])
-    assert states.shape == (2, 4, 3)
-    assert mask.sum(1).tolist() == [2, 4]
-    assert states[0, 2:].abs().max() == 0
+def test_pixels_round_trip() -> None:
     pictures = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), dtype=np.uint8)
     assert np.array_equal(as_pictures(as_pixels(pictures)), pictures)

@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 from unclip import checkpoint
 from unclip.clip import CONFIG as CLIP_CONFIG
+from unclip.data.cache import cache_sizes
 from unclip.data.manifest import MANIFEST, Manifest, read_manifest
 from unclip.data.store import iter_batches, part_paths
 from unclip.files import UnclipError, read_json
@@ -136,6 +137,7 @@ def _store(path: Path) -> RenderableType:
     ]
     rows += [(f"norm of {name}", f"mean {values.mean():.3f}, {values.min():.3f} to {values.max():.3f}") for name, values in joined.items()]
     rows.append(("bad rows (not finite, or zero)", str(bad)))
+    rows.append(("training cache", ", ".join(f"{split} {_human(size)}" for split, size in cache_sizes(path).items()) or "none"))
     return Group(_table("embedding store", rows), Text("similarity of picture and caption"), _histogram(np.concatenate(similarity)))
 
 

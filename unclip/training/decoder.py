@@ -84,7 +84,7 @@ def train_decoder(shards: Path, store: Path, run: Path, config: DecoderStageConf
         i = steps_at(schedule, draws.uniform(len(rows)), config.step_sampling)
         kept = [draws.keep(len(rows), prob) for prob in (config.drop_image_prob, config.drop_text_prob, config.drop_both_prob)]
         keep_image, keep_text = (kept[0] & kept[2]).to(device), (kept[1] & kept[2]).to(device)
-        tokens, mask = padded_states([states[row] for row in rows]) if states is not None else (None, None)
+        tokens, mask = padded_states(states.take(rows)) if states is not None else (None, None)
         condition = DecoderCondition(
             image_emb[rows].to(device), None if tokens is None else tokens.to(device), None if mask is None else mask.to(device), keep_image, keep_text
         )
