@@ -8,7 +8,8 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import get_args_parser, run
 
-INTERRUPTED = 130
+from unclip.training.processes import INTERRUPTED
+
 LEADER = 0
 
 

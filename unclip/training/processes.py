@@ -17,6 +17,7 @@ import torch.distributed as dist
 from unclip.files import UnclipError
 
 WAIT = timedelta(hours=12)  # how long the others may wait for the leader's own work; a leader that died is noticed at once
+INTERRUPTED = 130  # the exit code
 SPEAK_FIRST_SECONDS = 5.0
 
 Arguments = ParamSpec("Arguments")
@@ -71,7 +72,7 @@ def _follow() -> None:
         try:
             work(*args, **kwargs)
         except Interrupted:
-            raise
+            raise SystemExit(INTERRUPTED) from None  # all stop after the same step, and the leader says so
         except UnclipError:
             time.sleep(SPEAK_FIRST_SECONDS)  # the leader meets the same, says it and ends all; only what it does not meet is said here
             raise
