@@ -1,10 +1,14 @@
 """Checkpoint folders: `config.json`, `model.safetensors`, `ema.safetensors`, `optimizer.pt`, `state.json`. Whole or absent.
 
+Sampling uses `ema.safetensors`, the average by the first of `ema_decays`; those by further decays stand beside it as
+`ema-DECAY.safetensors`, and one of them is sampled with by giving it the first one's name in a copy of the folder.
+
 Weights load strictly and without pickle (`optimizer.pt` with `weights_only`), so that a checkpoint from a stranger can't
 run code.
 """
 
 import dataclasses
+import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -27,6 +31,16 @@ def step_folder(run: Path, step: int) -> Path:
     return run / f"step-{step:08d}"
 
 
+def step_of(folder: Path) -> int:
+    """The step that a checkpoint's folder is named after."""
+    return int(folder.name.removeprefix("step-"))
+
+
+def other_ema(decay: float) -> str:
+    """The file of an average that sampling does not use."""
+    return f"ema-{decay}.safetensors"
+
+
 def steps_of(run: Path) -> list[int]:
     """The steps that a run has checkpoints of, rising."""
     found = (_STEP.fullmatch(path.name) for path in run.glob("step-*"))
@@ -41,13 +55,19 @@ def write_checkpoint(
     ema: Mapping[str, Tensor],
     optimizer: Mapping[str, Any],
     state: Mapping[str, Any],
+    other_emas: Mapping[str, Mapping[str, Tensor]] | None = None,
     extra: Path | None = None,
 ) -> None:
-    """Writes a checkpoint aside and renames it. `extra` is a file that is put beside the weights under its own name."""
+    """Writes a checkpoint aside and renames it.
+
+    Args:
+        other_emas: averages that sampling does not use, by the names of their files.
+        extra: a file that is put beside the weights under its own name.
+    """
     with replacing(folder) as aside:
         aside.mkdir()
-        save_file({name: value.detach().cpu().contiguous() for name, value in model.items()}, aside / MODEL)
-        save_file({name: value.detach().cpu().contiguous() for name, value in ema.items()}, aside / EMA)
+        for file, weights in {MODEL: model, EMA: ema, **(other_emas or {})}.items():
+            save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, aside / file)
         torch.save(optimizer, aside / OPTIMIZER)
         if extra is not None:
             shutil.copyfile(extra, aside / extra.name)
@@ -111,5 +131,6 @@ def digest(folder: Path) -> str:
 
 
 def as_json(config: Any) -> dict[str, Any]:
-    """A config dataclass as JSON content."""
-    return dataclasses.asdict(config)
+    """A config dataclass as JSON content, as `read_config` gives it back."""
+    content: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return content

@@ -15,6 +15,7 @@ from unclip.files import UnclipError, exclusive, read_json, write_json
 
 if TYPE_CHECKING:
     from unclip.config import RunConfig
+    from unclip.data.manifest import Manifest
     from unclip.prior.condition import PriorKind
 
 USER_ERROR, INTERRUPTED = 2, 130
@@ -137,15 +138,29 @@ def run(
     _show_results(resolved)
 
 
-def _stage(name: str, config: "RunConfig", dry_run: bool) -> None:
+def _stage(name: str, config: "RunConfig", dry_run: bool, section: Any = None) -> None:
+    """Works on a stage. A `section` stands for the one of the config that is remembered, for this call alone."""
+    import dataclasses
+
     if dry_run:
         _show_plan(config)
         return
-    from unclip.stages import STAGES, paths_of, pending, run_stage
+    from unclip.stages import pending, run_stage
+    from unclip.training.processes import crew
 
-    pending(config)  # a config that does not fit the root is refused before it is remembered
-    _remember(config)
-    manifest, worked = run_stage(name, config)
+    with crew() as leads:
+        if not leads:
+            return
+        pending(config)  # a config that does not fit the root is refused before it is remembered
+        _remember(config)
+        used = config if section is None else dataclasses.replace(config, **{name: section})
+        manifest, worked = run_stage(name, used)
+    _show_stage(name, config, manifest, worked)
+
+
+def _show_stage(name: str, config: "RunConfig", manifest: "Manifest", worked: bool) -> None:
+    from unclip.stages import STAGES, paths_of
+
     counts = manifest.counts
     rejected = sum(counts.get("rejected", {}).values())
     numbers = f"{counts['kept']:,} of {counts['rows_in']:,} rows kept, {rejected:,} rejected" if "kept" in counts else ""
@@ -178,8 +193,6 @@ _add_stage("download", "Fetch the pictures with img2dataset into WebDataset shar
 _add_stage("clip", "Train a small CLIP on the shards, or take one from open_clip (--clip.model, --clip.pretrained).", app)
 _add_stage("embed", "Embed pictures and captions with CLIP into the Parquet store.", app)
 _add_stage("index", "Build the FAISS index over the image embeddings and measure its recall.", app)
-_add_stage("prior", "Train the prior: from a caption to a CLIP image embedding.", train_app)
-_add_stage("decoder", "Train the decoder: from a CLIP image embedding and the caption to a picture.", train_app)
 _add_stage("evaluate", "Generate from held-out captions, measure, and write the report.", evaluate_app)
 
 
@@ -198,6 +211,66 @@ def evaluate_prior(*, root: Root) -> None:
         _console.print(ladder_table(split, found))
         _console.print(found["verdict"]["sentence"], highlight=False, markup=False)
     _console.print(f"page: [bold]{paths_of(config).report / PAGE}[/]", highlight=False)
+
+
+Processes = Annotated[int, Parameter(help="Processes of this machine that train together, such as one a GPU; they share each batch.")]
+MaxSteps = Annotated[int, Parameter(help="End this call in good order after so many steps; the same command goes on. 0 is no bound.")]
+MaxMinutes = Annotated[float, Parameter(help="The same after so many minutes, for each model that is trained.")]
+
+
+def _train(name: str, config: "RunConfig", section: Any, dry_run: bool, nproc: int) -> None:
+    """Trains with the section of a config that this command line changed; the root remembers the config itself."""
+    if nproc < 1:
+        raise UnclipError(f"--nproc must be at least 1, got {nproc}")
+    if nproc > 1 and not dry_run:
+        from unclip.training.launch import launch
+
+        raise SystemExit(launch(_without_nproc(sys.argv[1:]), nproc))
+    _stage(name, config, dry_run, section)
+
+
+def _without_nproc(arguments: list[str]) -> list[str]:
+    """The command line of one of the processes."""
+    waiting = iter(arguments)
+    return [argument for argument in waiting if not argument.startswith("--nproc=") and not (argument == "--nproc" and next(waiting))]
+
+
+@train_app.command(name="prior")
+def train_prior(
+    *, preset: Preset = "", config: ConfigFile = None, root: Root = "", source: Source = "", url_column: Column = "",
+    caption_column: Column = "", kind: Literal["", "diffusion", "autoregressive", "regression", "linear"] = "", nproc: Processes = 1,
+    max_steps: MaxSteps = 0, max_minutes: MaxMinutes = 0.0, dry_run: DryRun = False,
+) -> None:  # fmt: skip
+    """Train the priors: from a caption to a CLIP image embedding.
+
+    Parameters
+    ----------
+    kind
+        Train this kind alone; the root remembers it beside those it has. Without it all of prior.kinds are trained.
+    """
+    import dataclasses
+
+    from unclip.training.config import bounded
+
+    resolved = _resolve(preset, config, root, source, url_column, caption_column)
+    section = resolved.prior
+    if kind:
+        kinds = section.kinds if kind in section.kinds else (*section.kinds, kind)
+        resolved = dataclasses.replace(resolved, prior=dataclasses.replace(section, kinds=kinds))
+        section = dataclasses.replace(section, kinds=(kind,))
+    _train("prior", resolved, bounded(section, max_steps=max_steps, max_minutes=max_minutes), dry_run, nproc)
+
+
+@train_app.command(name="decoder")
+def train_decoder(
+    *, preset: Preset = "", config: ConfigFile = None, root: Root = "", source: Source = "", url_column: Column = "",
+    caption_column: Column = "", nproc: Processes = 1, max_steps: MaxSteps = 0, max_minutes: MaxMinutes = 0.0, dry_run: DryRun = False,
+) -> None:  # fmt: skip
+    """Train the decoder: from a CLIP image embedding and the caption to a picture."""
+    from unclip.training.config import bounded
+
+    resolved = _resolve(preset, config, root, source, url_column, caption_column)
+    _train("decoder", resolved, bounded(resolved.decoder, max_steps=max_steps, max_minutes=max_minutes), dry_run, nproc)
 
 
 @app.command(group=USE)

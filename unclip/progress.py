@@ -1,5 +1,6 @@
 """Progress of long work: a bar with rate and time left on a terminal, a line every few seconds elsewhere."""
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -21,11 +22,12 @@ class _Rate(ProgressColumn):
 class Bar:
     """What `progress` yields: call `advance` as the work goes on; `note` shows a few words beside the bar."""
 
-    def __init__(self, description: str, total: int, unit: str, done: int, bar: Progress | None) -> None:
+    def __init__(self, description: str, total: int, unit: str, done: int, bar: Progress | None, *, is_silent: bool = False) -> None:
         self._description, self._total, self._unit, self._bar = description, total, unit, bar
         self._done, self._first = done, done
         self._started = self._spoken = time.monotonic()
         self._note = ""
+        self._is_silent = is_silent
         self._task = bar.add_task(description, total=total, completed=done, unit=unit, note="") if bar else None
 
     def advance(self, steps: int = 1, *, note: str | None = None) -> None:
@@ -34,7 +36,7 @@ class Bar:
         self._note = self._note if note is None else note
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, advance=steps, note=self._note)
-        elif time.monotonic() - self._spoken >= SECONDS_BETWEEN_LINES:
+        elif not self._is_silent and time.monotonic() - self._spoken >= SECONDS_BETWEEN_LINES:
             self._speak()
 
     def _speak(self) -> None:
@@ -52,7 +54,10 @@ class Bar:
 
 @contextmanager
 def progress(description: str, total: int, *, unit: str, done: int = 0) -> Iterator[Bar]:
-    """Shows the progress of `total` steps, of which `done` were done by an earlier run."""
+    """Shows the progress of `total` steps, of which `done` were done by an earlier run. Of several processes the first speaks."""
+    if os.environ.get("RANK", "0") != "0":  # as torchrun sets it
+        yield Bar(description, total, unit, done, None, is_silent=True)
+        return
     console = Console(stderr=True)
     if not console.is_terminal:
         bar = Bar(description, total, unit, done, None)

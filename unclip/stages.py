@@ -22,8 +22,8 @@ from unclip.files import UnclipError, exclusive
 from unclip.generate import Models
 from unclip.layout import Paths, lay_out
 from unclip.prior.condition import PriorKind
-from unclip.training.clip import clip_inputs, make_or_import_clip
-from unclip.training.decoder import decoder_inputs, train_decoder
+from unclip.training.clip import clip_inputs, clip_is_trained, make_or_import_clip
+from unclip.training.decoder import decoder_inputs, decoder_is_trained, train_decoder
 from unclip.training.prior import family_of, load_trained_prior, prior_inputs, priors_are_current, train_priors, trained_priors
 from unclip.training.run import last_checkpoint
 from unclip.worlds.write import write_world
@@ -104,6 +104,7 @@ STAGES: Mapping[str, Stage] = {
         section=lambda config: config.clip,
         inputs=lambda config, paths: clip_inputs(paths.shards, config.clip),
         run=lambda config, paths: make_or_import_clip(paths.shards, paths.clip, config.clip),
+        parts_done=lambda config, paths: clip_is_trained(paths.clip, config.clip),
     ),
     "embed": Stage(
         does="embeds pictures and captions into the Parquet store",
@@ -133,6 +134,7 @@ STAGES: Mapping[str, Stage] = {
         section=lambda config: config.decoder,
         inputs=lambda config, paths: decoder_inputs(paths.shards, paths.embeddings),
         run=lambda config, paths: train_decoder(paths.shards, paths.embeddings, paths.decoder, config.decoder),
+        parts_done=lambda config, paths: decoder_is_trained(paths.decoder, config.decoder),
     ),
     "evaluate": Stage(
         does="generates from held-out captions, measures, and writes the report",

@@ -20,8 +20,8 @@ from unclip.nn.unet import UNetConfig
 from unclip.prior.condition import Prior, PriorKind, PriorSampling
 from unclip.prior.diffusion import DiffusionPriorConfig
 from unclip.training.clip import ClipConfig, make_or_import_clip
+from unclip.training.config import TrainingConfig
 from unclip.training.decoder import DecoderStageConfig, train_decoder
-from unclip.training.loop import TrainingConfig
 from unclip.training.prior import PriorConfig, train_priors, trained_priors
 from unclip.training.run import last_checkpoint
 from unclip.worlds.write import WorldConfig, write_world

@@ -13,11 +13,16 @@ from torch import Tensor, nn
 from unclip import checkpoint
 from unclip.data.loader import batches_of
 from unclip.files import UnclipError
+from unclip.training.config import TrainingConfig, learning_rate
 from unclip.training.draws import Draws
 from unclip.training.ema import Ema
-from unclip.training.loop import METRICS, Interrupted, TrainingConfig, learning_rate, train
+from unclip.training.loop import train
+from unclip.training.metrics import METRICS
+from unclip.training.processes import Interrupted
 
-CONFIG = TrainingConfig(num_steps=12, batch_size=8, learning_rate=0.05, warmup_steps=3, log_every=1, checkpoint_seconds=1e9, device="cpu", ema_decay=0.9)
+CONFIG = TrainingConfig(
+    num_steps=12, batch_size=8, learning_rate=0.05, warmup_steps=3, log_every=1, checkpoint_seconds=1e9, device="cpu", ema_decays=(0.9, 0.5)
+)
 DATA = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
 
 
@@ -38,7 +43,12 @@ def batches(start: int) -> Iterator[Tensor]:
 
 def run(folder: Path, config: TrainingConfig = CONFIG, stream=batches) -> dict[str, Tensor]:  # type: ignore[no-untyped-def]
     last = train(folder, model=make_model(), kind="test", network={"any": 1}, loss_fn=loss_fn, batches=stream, config=config)
-    return checkpoint.read_tensors(last / checkpoint.MODEL) | {f"ema {n}": v for n, v in checkpoint.read_tensors(last / checkpoint.EMA).items()}
+    return everything_in(last)
+
+
+def everything_in(last: Path) -> dict[str, Tensor]:
+    files = (checkpoint.MODEL, checkpoint.EMA, checkpoint.other_ema(0.5))
+    return {f"{file} {name}": value for file in files for name, value in checkpoint.read_tensors(last / file).items()}
 
 
 def losses(folder: Path) -> list[float]:
@@ -105,14 +115,16 @@ def test_learning_rate_warms_up_and_decays_by_half_a_cosine() -> None:
     assert learning_rate(TrainingConfig(**{**vars(CONFIG), "decay": "constant"}), 11) == 0.05
 
 
-def test_ema_follows_its_formula() -> None:
+def test_each_average_follows_its_formula() -> None:
     model = nn.Linear(1, 1, bias=False)
     model.weight.data.fill_(0.0)
-    ema = Ema(model, 0.5)
-    expected = 0.0
-    for step, value in enumerate([1.0, 2.0, 5.0], 1):
+    ema = Ema(model, (0.5, 0.2))
+    expected = {0.5: 0.0, 0.2: 0.0}
+    for step, value in enumerate([1.0, 2.0, 5.0, 3.0], 1):
         model.weight.data.fill_(value)
         ema.update(model, step)
-        decay = min(0.5, (1 + step) / (10 + step))
-        expected = decay * expected + (1 - decay) * value
-    assert ema.state["weight"].item() == pytest.approx(expected)
+        for wanted in expected:
+            decay = min(wanted, (1 + step) / (10 + step))
+            expected[wanted] = decay * expected[wanted] + (1 - decay) * value
+    assert {decay: state["weight"].item() for decay, state in ema.states.items()} == pytest.approx(expected)
+    assert expected[0.5] != expected[0.2]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from unclip.files import UnclipError
-from unclip.training.loop import TrainingConfig
+from unclip.training.config import TrainingConfig
 from unclip.training.run import last_checkpoint, open_run
 
 CONFIG = TrainingConfig(num_steps=3)

@@ -31,7 +31,7 @@ def read_shard(path: Path) -> Iterator[Sample]:
         UnclipError: it is cut short, or a sample lacks its picture or caption.
     """
     try:
-        for sample in webdataset.WebDataset(str(path), shardshuffle=False, handler=webdataset.reraise_exception, empty_check=False):
+        for sample in webdataset.WebDataset(str(path), shardshuffle=False, handler=webdataset.reraise_exception, empty_check=False, nodesplitter=None):
             suffix = next((name for name in IMAGE_SUFFIXES if name in sample), None)
             if suffix is None or "txt" not in sample:
                 raise UnclipError(

@@ -14,7 +14,7 @@ from unclip.checkpoint import step_folder, steps_of
 from unclip.files import replacing
 from unclip.layout import Paths
 from unclip.prior.condition import PriorKind
-from unclip.training.loop import METRICS
+from unclip.training.metrics import METRICS
 from unclip.training.run import last_checkpoint
 
 INK = "#808080"  # reads on white and on black, since the figure has no ground of its own

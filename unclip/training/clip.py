@@ -17,9 +17,10 @@ from unclip.data.manifest import Manifest, finished_manifest
 from unclip.data.shards import read_shard
 from unclip.files import UnclipError, sha256_file
 from unclip.progress import progress
+from unclip.training.config import TrainingConfig
 from unclip.training.draws import Draws
-from unclip.training.loop import TrainingConfig, train
-from unclip.training.run import open_run
+from unclip.training.loop import train
+from unclip.training.run import has_all_steps, open_run
 
 WEIGHTS_DIGEST = 16  # hexadecimal digits
 
@@ -40,13 +41,15 @@ class ClipConfig:
     model: str = ""
     pretrained: str = ""
     tower: TowerConfig = field(default_factory=TowerConfig)
-    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(batch_size=256, weight_decay=0.1, betas=(0.9, 0.98), ema_decay=0.99))
+    training: TrainingConfig = field(default_factory=lambda: TrainingConfig(batch_size=256, weight_decay=0.1, betas=(0.9, 0.98), ema_decays=(0.99,)))
 
     def __post_init__(self) -> None:
         if bool(self.model) != bool(self.pretrained):
             raise ValueError(f"model and pretrained go together, got model={self.model!r} and pretrained={self.pretrained!r}")
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise ValueError(f"name must be a plain folder name, got {self.name!r}")
+        if self.training.accumulate != 1:
+            raise ValueError(f"CLIP's loss compares the whole batch; expected training.accumulate 1, got {self.training.accumulate}")
 
 
 def clip_inputs(shards: Path, config: ClipConfig) -> dict[str, str]:
@@ -55,6 +58,11 @@ def clip_inputs(shards: Path, config: ClipConfig) -> dict[str, str]:
         return {"shards": "those of its first run"}
     file = Path(config.pretrained)
     return {"checkpoint": sha256_file(file)} if file.is_file() else {}
+
+
+def clip_is_trained(out: Path, config: ClipConfig) -> bool:
+    """Whether the CLIP in a folder was taken from elsewhere, or came to its last step."""
+    return has_all_steps(out, 0 if config.model else config.training.num_steps)
 
 
 def make_or_import_clip(shards: Path, out: Path, config: ClipConfig) -> Manifest:
@@ -90,7 +98,7 @@ def _train(shards: Path, out: Path, config: ClipConfig) -> dict[str, object]:
     network = checkpoint.as_json(config.tower)
     last = train(out / "training", model=model, kind="clip", network=network, loss_fn=loss_fn, batches=batches, config=config.training)
     save_clip(out, config.tower, checkpoint.read_tensors(last / checkpoint.EMA), origin="trained here")
-    return {"steps": config.training.num_steps, "rows_in": len(pixels), "kept": len(pixels), "rejected": {}}
+    return {"steps": checkpoint.step_of(last), "rows_in": len(pixels), "kept": len(pixels), "rejected": {}}
 
 
 def _read_training_pairs(shards: Path, tower: TowerConfig) -> tuple[Tensor, list[str]]:

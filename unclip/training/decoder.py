@@ -18,9 +18,12 @@ from unclip.diffusion.loss import StepSampling, min_snr_weight, steps_at
 from unclip.diffusion.process import add_noise, target
 from unclip.diffusion.schedule import make_schedule
 from unclip.files import read_json
+from unclip.training.config import TrainingConfig
 from unclip.training.draws import Draws
-from unclip.training.loop import TrainingConfig, train
-from unclip.training.run import open_run
+from unclip.training.loop import train
+from unclip.training.metrics import loss_by_step
+from unclip.training.processes import together
+from unclip.training.run import has_all_steps, open_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +62,11 @@ def decoder_inputs(shards: Path, store: Path) -> dict[str, str]:
     return {"shards": finished_manifest(shards, "download").digest, "embeddings": finished_manifest(store, "embed").digest}
 
 
+def decoder_is_trained(run: Path, config: DecoderStageConfig) -> bool:
+    """Whether the run in a folder came to its last step."""
+    return has_all_steps(run, config.training.num_steps)
+
+
 def train_decoder(shards: Path, store: Path, run: Path, config: DecoderStageConfig) -> Manifest:
     """Trains the decoder on the training split.
 
@@ -66,6 +74,13 @@ def train_decoder(shards: Path, store: Path, run: Path, config: DecoderStageConf
         UnclipError: no picture has an embedding, or the store has no text states while the network wants them.
     """
     stage = open_run(run, "decoder", config, decoder_inputs(shards, store))
+    last, rows, rejected = together(_fit, shards, store, run, config)
+    counts = {"steps": checkpoint.step_of(last), "rows_in": rows + sum(rejected.values()), "kept": rows, "rejected": rejected}
+    return stage.finish(counts=counts, digest=checkpoint.digest(last))
+
+
+def _fit(shards: Path, store: Path, run: Path, config: DecoderStageConfig) -> tuple[Path, int, dict[str, int]]:
+    """Trains; returns the folder of the last checkpoint, the number of training rows, and how many were left out for which reason."""
     joined = join_shards(shards, store, image_size=config.network.unet.image_size, split="train", text_tokens=config.network.text_states)
     pairs, states = joined.pairs, joined.pairs.text_tokens
     image_emb = torch.from_numpy(pairs.image_emb.astype(np.float32))
@@ -92,13 +107,11 @@ def train_decoder(shards: Path, store: Path, run: Path, config: DecoderStageConf
         errors = (output - target(schedule, config.network.prediction, x0, i, eps)).square().mean(dim=(1, 2, 3))
         if config.min_snr_gamma:
             errors = errors * min_snr_weight(schedule, config.network.prediction, i, config.min_snr_gamma).to(device)
-        return errors.mean(), {}
+        return errors.mean(), loss_by_step(errors, i, len(schedule))
 
     def batches(start: int) -> Iterator[np.ndarray]:
         return batches_of(len(pairs), config.training.batch_size, seed=config.training.seed, start=start)
 
     network = checkpoint.as_json(config.network) | {"emb_width": emb_width(store), "text_width": text_width(store)}
     last = train(run, model=model, kind="decoder", network=network, loss_fn=loss_fn, batches=batches, config=config.training)
-    rejected = dict(joined.rejected)
-    counts = {"steps": config.training.num_steps, "rows_in": len(pairs) + sum(rejected.values()), "kept": len(pairs), "rejected": rejected}
-    return stage.finish(counts=counts, digest=checkpoint.digest(last))
+    return last, len(pairs), dict(joined.rejected)

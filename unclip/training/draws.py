@@ -3,6 +3,13 @@
 import torch
 from torch import Tensor
 
+STEPS_A_SEED = 1_000_003  # a prime; seeds whose runs would meet lie further apart than any run is long
+
+
+def step_seed(seed: int, step: int) -> int:
+    """What the random numbers of a step (from 0) are seeded with."""
+    return seed * STEPS_A_SEED + step
+
 
 class Draws:
     """Random numbers for one chunk of a step's batch.
@@ -15,7 +22,7 @@ class Draws:
     """
 
     def __init__(self, seed: int, step: int, *, chunk: int = 0, num_chunks: int = 1) -> None:
-        self._generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        self._generator = torch.Generator().manual_seed(step_seed(seed, step))
         self._chunk, self._num_chunks = chunk, num_chunks
 
     def normal(self, *shape: int) -> Tensor:

@@ -16,7 +16,8 @@ from unclip.training.prior_autoregressive import AutoregressivePriorTraining, tr
 from unclip.training.prior_diffusion import DiffusionPriorTraining, train_diffusion_prior
 from unclip.training.prior_linear import LinearPriorTraining, train_linear_prior
 from unclip.training.prior_regression import RegressionPriorTraining, train_regression_prior
-from unclip.training.run import last_checkpoint, open_run
+from unclip.training.processes import together
+from unclip.training.run import has_all_steps, last_checkpoint, open_run
 
 STAGE = "prior"
 
@@ -81,12 +82,13 @@ def priors_are_current(store: Path, run: Path, config: PriorConfig) -> bool:
     Raises:
         UnclipError: one was trained with other settings.
     """
-    current = [is_current(run / kind, _stage_of(kind), section_of(config, kind), prior_inputs(store)) for kind in config.kinds]
-    return all(current)
+    inputs = prior_inputs(store)
+    done = [_is_done(run / kind, kind, section_of(config, kind), inputs) for kind in config.kinds]  # all are looked at, and another config refused
+    return all(done)
 
 
 def train_priors(store: Path, run: Path, config: PriorConfig) -> Manifest:
-    """Trains the kinds of prior that are not yet done.
+    """Trains the kinds of prior that are not yet done. Kinds that are trained by steps are trained by all processes together.
 
     Raises:
         UnclipError: the store has no text states, or captions longer than a network takes; or a kind was trained with
@@ -96,11 +98,11 @@ def train_priors(store: Path, run: Path, config: PriorConfig) -> Manifest:
     stage = Stage(run, STAGE, family_of(config), inputs)
     for kind in config.kinds:
         folder, section = run / kind, section_of(config, kind)
-        if is_current(folder, _stage_of(kind), section, inputs):
+        if _is_done(folder, kind, section, inputs):
             continue
         child = open_run(folder, _stage_of(kind), section, inputs)
-        weights = TRAINERS[kind](store, folder, section)
-        child.finish(counts={"steps": _steps(weights)}, digest=checkpoint.digest(weights))
+        weights = together(TRAINERS[kind], store, folder, section) if hasattr(section, "training") else TRAINERS[kind](store, folder, section)
+        child.finish(counts={"steps": checkpoint.step_of(weights)}, digest=checkpoint.digest(weights))
     rows = sum(int((batch["split"] == "train").sum()) for batch in iter_batches(store, ["split"]))
     finished = {kind: manifest for kind in PRIOR_KINDS if (manifest := _finished(run, kind, inputs)) is not None}
     steps = {kind: manifest.counts["steps"] for kind, manifest in finished.items()}
@@ -132,8 +134,13 @@ def _stage_of(kind: PriorKind) -> str:
     return f"prior-{kind}"
 
 
-def _steps(weights: Path) -> int:
-    return checkpoint.steps_of(weights.parent)[-1]
+def _num_steps(section: Any) -> int:
+    """The steps that a kind is trained for; one that is fitted in one pass has no training section."""
+    return section.training.num_steps if hasattr(section, "training") else 1
+
+
+def _is_done(folder: Path, kind: PriorKind, section: Any, inputs: Mapping[str, str]) -> bool:
+    return is_current(folder, _stage_of(kind), section, inputs) and has_all_steps(folder, _num_steps(section))
 
 
 def _finished(run: Path, kind: PriorKind, inputs: Mapping[str, str]) -> Manifest | None:

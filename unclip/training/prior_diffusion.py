@@ -20,8 +20,9 @@ from unclip.diffusion.process import add_noise, target
 from unclip.files import UnclipError, read_json
 from unclip.prior.condition import TextCondition
 from unclip.prior.diffusion import DiffusionPrior, DiffusionPriorConfig
+from unclip.training.config import TrainingConfig
 from unclip.training.draws import Draws
-from unclip.training.loop import TrainingConfig, train
+from unclip.training.loop import train
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,12 @@ def open_run(run: Path, stage: str, config: Any, inputs: Mapping[str, str]) -> S
     return Stage(run, stage, config, inputs)
 
 
+def has_all_steps(run: Path, num_steps: int) -> bool:
+    """Whether a finished run was trained to its last step, and not only to a bound (max_steps, max_minutes)."""
+    manifest = read_manifest(run)
+    return manifest is not None and manifest.finished and int(manifest.counts["steps"]) >= num_steps
+
+
 def last_checkpoint(run: Path, stage: str) -> Path:
     """The checkpoint that a finished run ended with.
 

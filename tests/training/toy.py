@@ -1,0 +1,75 @@
+"""A small training that takes no time, for one process or, as a program under torchrun, for several."""
+
+import dataclasses
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor, nn
+
+from unclip import checkpoint
+from unclip.data.loader import batches_of
+from unclip.training.config import TrainingConfig
+from unclip.training.draws import Draws
+from unclip.training.loop import train
+from unclip.training.metrics import METRICS, loss_by_step
+from unclip.training.processes import crew, together
+
+CONFIG = TrainingConfig(
+    num_steps=12, batch_size=8, learning_rate=0.05, warmup_steps=3, log_every=1, checkpoint_seconds=1e9, device="cpu", ema_decays=(0.9, 0.5), tracker="none"
+)
+DATA = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+NETWORK = {"widths": [4, 16, 1]}
+
+# what two processes are asked to do, each in a folder of its own
+TOGETHER: Mapping[str, TrainingConfig] = {
+    "ddp": CONFIG,
+    "ddp-accumulate": dataclasses.replace(CONFIG, accumulate=2),
+    "ddp-muon": dataclasses.replace(CONFIG, optimizer="muon"),
+    "fsdp": dataclasses.replace(CONFIG, parallel="fsdp", accumulate=2),
+    "begun-by-two": dataclasses.replace(CONFIG, parallel="fsdp", max_steps=5),
+    "begun-by-one": dataclasses.replace(CONFIG, parallel="fsdp"),
+}
+
+
+def loss_fn(model: nn.Module, batch: Tensor, draws: Draws) -> tuple[Tensor, Mapping[str, Tensor]]:
+    i = (draws.uniform(len(batch)) * 100).long()
+    noise = draws.normal(*batch.shape) * 0.1
+    errors = (model(batch + noise) - batch.sum(1, keepdim=True)).square().mean(dim=1)
+    return errors.mean(), loss_by_step(errors, i, 100) | {"twice": 2 * errors.detach().mean()}
+
+
+def batches(start: int) -> Iterator[Tensor]:
+    return (DATA[torch.from_numpy(rows)] for rows in batches_of(len(DATA), CONFIG.batch_size, seed=3, start=start))
+
+
+def train_toy(folder: Path, config: TrainingConfig) -> Path:
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(4, 16), nn.Linear(16, 16), nn.LayerNorm(16), nn.Linear(16, 1))
+    return train(folder, model=model, kind="toy", network=NETWORK, loss_fn=loss_fn, batches=batches, config=config)
+
+
+def rows_of(folder: Path) -> list[dict[str, float | None]]:
+    """The metrics beside the newest checkpoint."""
+    last = checkpoint.step_folder(folder, checkpoint.steps_of(folder)[-1])
+    rows: list[dict[str, float | None]] = pq.read_table(last / METRICS).to_pylist()
+    return rows
+
+
+def weights_of(folder: Path) -> dict[str, Tensor]:
+    """The weights and all averages of the newest checkpoint."""
+    last = checkpoint.step_folder(folder, checkpoint.steps_of(folder)[-1])
+    return {f"{file.name} {name}": value for file in sorted(last.glob("*.safetensors")) for name, value in checkpoint.read_tensors(file).items()}
+
+
+def main(folder: Path) -> None:
+    with crew() as leads:
+        if leads:
+            for name, config in TOGETHER.items():
+                together(train_toy, folder / name, config)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,78 @@
+"""Several processes that train one model: the first one leads, the others train with it and do nothing else.
+
+The stage, its lock and its manifest are the leader's alone. What all have to do together is a function of plain
+arguments that the leader calls through `together`; the others wait in `crew` and call the same.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import ParamSpec, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from unclip.files import UnclipError
+
+WAIT = timedelta(hours=12)  # how long the others may wait for the leader's own work; a leader that died is noticed at once
+INTERRUPTED = 130  # the exit code
+SPEAK_FIRST_SECONDS = 5.0
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+class Interrupted(UnclipError):
+    """Training was asked to stop; its state is on disk."""
+
+
+def num_processes() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_leader() -> bool:
+    """Whether this process writes files and speaks."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+@contextmanager
+def crew() -> Iterator[bool]:
+    """Yields True in the process that leads. The others do what it calls through `together` until it leaves the block, then get False."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:  # as torchrun sets it
+        yield True
+        return
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=WAIT)
+    if not is_leader():
+        _follow()
+        yield False
+    else:
+        yield True
+        dist.broadcast_object_list([None])
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def together(work: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+    """Calls a function of a module in all processes; returns what the leader's own call does."""
+    if num_processes() > 1:
+        dist.broadcast_object_list([(work, args, kwargs)])
+    return work(*args, **kwargs)
+
+
+def _follow() -> None:
+    while True:
+        asked: list[tuple[Callable[..., object], tuple[object, ...], dict[str, object]] | None] = [None]
+        dist.broadcast_object_list(asked)
+        if asked[0] is None:
+            return
+        work, args, kwargs = asked[0]
+        try:
+            work(*args, **kwargs)
+        except Interrupted:
+            raise SystemExit(INTERRUPTED) from None  # all stop after the same step, and the leader says so
+        except UnclipError:
+            time.sleep(SPEAK_FIRST_SECONDS)  # the leader meets the same, says it and ends all; only what it does not meet is said here
+            raise
