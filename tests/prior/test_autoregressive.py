@@ -174,7 +174,9 @@ def test_an_untrained_network_says_the_standard_normal() -> None:
 
 
 def training() -> AutoregressivePriorTraining:
-    steps = TrainingConfig(num_steps=120, batch_size=32, learning_rate=2e-2, warmup_steps=5, device="cpu", num_threads=1, ema_decay=0.9, checkpoint_seconds=1e9)
+    steps = TrainingConfig(
+        num_steps=120, batch_size=32, learning_rate=2e-2, warmup_steps=5, device="cpu", num_threads=1, ema_decays=(0.9,), checkpoint_seconds=1e9
+    )
     network = AutoregressivePriorConfig(width=16, depth=1, head_width=8, max_text_tokens=2, num_buckets=17, num_dot_buckets=2, explained=0.98)
     return AutoregressivePriorTraining(network=network, training=steps)
 
