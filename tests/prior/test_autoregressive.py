@@ -12,7 +12,7 @@ from unclip.diffusion.sampling import Noise
 from unclip.files import UnclipError
 from unclip.prior.autoregressive import AutoregressivePrior, AutoregressivePriorConfig, inverse_cdf, load_autoregressive_prior, probabilities
 from unclip.prior.condition import PriorSampling, TextCondition
-from unclip.training.loop import TrainingConfig
+from unclip.training.config import TrainingConfig
 from unclip.training.prior_autoregressive import AutoregressivePriorTraining, token_loss, train_autoregressive_prior
 
 from .conftest import TEXT_WIDTH, Store

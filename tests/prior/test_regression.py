@@ -10,7 +10,7 @@ from torch import nn
 from unclip.files import UnclipError
 from unclip.prior.condition import PriorSampling, TextCondition
 from unclip.prior.regression import RegressionPrior, RegressionPriorConfig, load_regression_prior
-from unclip.training.loop import TrainingConfig
+from unclip.training.config import TrainingConfig
 from unclip.training.prior_regression import TEMPERATURE, RegressionPriorTraining, contrastive_loss, train_regression_prior
 
 from .conftest import TEXT_WIDTH, Store

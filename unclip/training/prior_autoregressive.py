@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,15 +12,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unclip import checkpoint
-from unclip.data.loader import batches_of, padded_states
+from unclip.data.manifest import runtime
 from unclip.data.stats import STATS
-from unclip.data.store import emb_width, iter_batches, read_pairs, text_width
-from unclip.files import UnclipError, read_json
+from unclip.data.store import emb_width, iter_batches, text_width
+from unclip.files import read_json
 from unclip.prior.autoregressive import AutoregressivePrior, AutoregressivePriorConfig
 from unclip.prior.codes import EmbeddingCodes, fit_codes
-from unclip.prior.condition import TextCondition
+from unclip.training.config import TrainingConfig
 from unclip.training.draws import Draws
-from unclip.training.loop import TrainingConfig, train
+from unclip.training.loop import train
+from unclip.training.prior_data import read_prior_data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +30,14 @@ class AutoregressivePriorTraining:
 
     Attributes:
         drop_prob: how often the caption is hidden, for guidance (paper, section 2.2).
+        reading: from the mapped cache, or straight from the Parquet store into memory.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
 
     network: AutoregressivePriorConfig = field(default_factory=AutoregressivePriorConfig)
     drop_prob: float = 0.1
+    reading: Literal["cache", "store"] = runtime("cache")
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(batch_size=256, weight_decay=0.04, betas=(0.9, 0.91), adam_eps=1e-10))
 
     def __post_init__(self) -> None:
@@ -48,14 +52,9 @@ def train_autoregressive_prior(store: Path, run: Path, config: AutoregressivePri
         UnclipError: the store has no text states, or captions longer than the network takes; or the image embeddings
             need more components than the config allows.
     """
-    pairs = read_pairs(store, split="train", text_tokens=True)
-    states = pairs.text_tokens
-    if states is None or max(map(len, states)) > config.network.max_text_tokens:
-        raise UnclipError(
-            f"prior.autoregressive.network.max_text_tokens is {config.network.max_text_tokens}, "
-            f"but the longest caption in {store} has {max(map(len, states or []))} tokens"
-        )
-    image_emb, text_emb = (torch.from_numpy(values.astype(np.float32)) for values in (pairs.image_emb, pairs.text_emb))
+    data = read_prior_data(
+        store, reading=config.reading, max_text_tokens=config.network.max_text_tokens, setting="prior.autoregressive.network.max_text_tokens"
+    )
     fitted = _fit(store, config.network)
     torch.manual_seed(config.training.seed)
     widths = {"emb_width": emb_width(store), "text_width": text_width(store), "num_components": len(fitted.stds)}
@@ -64,22 +63,17 @@ def train_autoregressive_prior(store: Path, run: Path, config: AutoregressivePri
     stats = read_json(store / STATS)["text_emb"]
     model.caption.text_mean.copy_(torch.tensor(stats["mean"]))
     model.caption.text_std.copy_(torch.tensor(stats["std"]))
-    codes, dots = fitted.encode(image_emb), fitted.dot_tokens(image_emb, text_emb)
 
     def loss_fn(prepared: nn.Module, rows: np.ndarray, draws: Draws) -> tuple[Tensor, Mapping[str, Tensor]]:
         device = next(prepared.parameters()).device
-        tokens, mask = padded_states([states[row] for row in rows])
-        condition = TextCondition(text_emb[rows].to(device), tokens.to(device), mask.to(device))
+        condition, image_emb = data.condition(rows, device), data.image_emb(rows, device)
         keep = draws.keep(len(rows), config.drop_prob).to(device)
-        dot, code = dots[rows].to(device), codes[rows].to(device)
+        dot, code = model.codes.dot_tokens(image_emb, condition.text_emb), model.codes.encode(image_emb)
         dot_logits, code_logits = prepared(condition, keep, dot, code)
         return token_loss(dot_logits, code_logits, dot, code)
 
-    def batches(start: int) -> Iterator[np.ndarray]:
-        return batches_of(len(pairs), config.training.batch_size, seed=config.training.seed, start=start)
-
     network = checkpoint.as_json(config.network) | widths
-    return train(run, model=model, kind="prior-autoregressive", network=network, loss_fn=loss_fn, batches=batches, config=config.training)
+    return train(run, model=model, kind="prior-autoregressive", network=network, loss_fn=loss_fn, batches=data.batches(config.training), config=config.training)
 
 
 def token_loss(dot_logits: Tensor, code_logits: Tensor, dot: Tensor, codes: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -1,8 +1,9 @@
 """The regression prior of the prior stage: trained on cached embeddings to hit the image embedding in one pass."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -10,14 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unclip import checkpoint
-from unclip.data.loader import batches_of, padded_states
+from unclip.data.manifest import runtime
 from unclip.data.stats import STATS
-from unclip.data.store import emb_width, read_pairs, text_width
-from unclip.files import UnclipError, read_json
-from unclip.prior.condition import TextCondition
+from unclip.data.store import emb_width, text_width
+from unclip.files import read_json
 from unclip.prior.regression import RegressionPrior, RegressionPriorConfig
+from unclip.training.config import TrainingConfig
 from unclip.training.draws import Draws
-from unclip.training.loop import TrainingConfig, train
+from unclip.training.loop import train
+from unclip.training.prior_data import read_prior_data
 
 TEMPERATURE = 0.07  # CLIP's at the start of its training; ECLIPSE names a temperature without its value
 
@@ -28,12 +30,14 @@ class RegressionPriorTraining:
 
     Attributes:
         contrastive_weight: of the contrastive loss beside the projection loss; ECLIPSE's 0.2. Much more leaves the image embeddings' space.
+        reading: from the mapped cache, or straight from the Parquet store into memory.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
 
     network: RegressionPriorConfig = field(default_factory=RegressionPriorConfig)
     contrastive_weight: float = 0.2
+    reading: Literal["cache", "store"] = runtime("cache")
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(batch_size=256, weight_decay=0.06, betas=(0.9, 0.96), adam_eps=1e-6))
 
     def __post_init__(self) -> None:
@@ -47,14 +51,7 @@ def train_regression_prior(store: Path, run: Path, config: RegressionPriorTraini
     Raises:
         UnclipError: the store has no text states, or captions longer than the network takes.
     """
-    pairs = read_pairs(store, split="train", text_tokens=True)
-    states = pairs.text_tokens
-    if states is None or max(map(len, states)) > config.network.max_text_tokens:
-        raise UnclipError(
-            f"prior.regression.network.max_text_tokens is {config.network.max_text_tokens}, "
-            f"but the longest caption in {store} has {max(map(len, states or []))} tokens"
-        )
-    image_emb, text_emb = (torch.from_numpy(values.astype(np.float32)) for values in (pairs.image_emb, pairs.text_emb))
+    data = read_prior_data(store, reading=config.reading, max_text_tokens=config.network.max_text_tokens, setting="prior.regression.network.max_text_tokens")
     torch.manual_seed(config.training.seed)
     widths = {"emb_width": emb_width(store), "text_width": text_width(store)}
     model = RegressionPrior(config.network, **widths)
@@ -65,18 +62,14 @@ def train_regression_prior(store: Path, run: Path, config: RegressionPriorTraini
 
     def loss_fn(prepared: nn.Module, rows: np.ndarray, draws: Draws) -> tuple[Tensor, Mapping[str, Tensor]]:
         device = next(prepared.parameters()).device
-        tokens, mask = padded_states([states[row] for row in rows])
-        condition = TextCondition(text_emb[rows].to(device), tokens.to(device), mask.to(device))
+        condition = data.condition(rows, device)
         predicted = prepared(condition)
-        projection = F.mse_loss(predicted, model.whiten(image_emb[rows].to(device)))
+        projection = F.mse_loss(predicted, model.whiten(data.image_emb(rows, device)))
         contrast = contrastive_loss(model.unwhiten(predicted), condition.text_emb)
         return projection + config.contrastive_weight * contrast, {"loss_projection": projection, "loss_contrastive": contrast}
 
-    def batches(start: int) -> Iterator[np.ndarray]:
-        return batches_of(len(pairs), config.training.batch_size, seed=config.training.seed, start=start)
-
     network = checkpoint.as_json(config.network) | widths
-    return train(run, model=model, kind="prior-regression", network=network, loss_fn=loss_fn, batches=batches, config=config.training)
+    return train(run, model=model, kind="prior-regression", network=network, loss_fn=loss_fn, batches=data.batches(config.training), config=config.training)
 
 
 def contrastive_loss(predicted: Tensor, text_emb: Tensor) -> Tensor:
