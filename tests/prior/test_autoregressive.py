@@ -178,7 +178,7 @@ def training() -> AutoregressivePriorTraining:
         num_steps=120, batch_size=32, learning_rate=2e-2, warmup_steps=5, device="cpu", num_threads=1, ema_decays=(0.9,), checkpoint_seconds=1e9
     )
     network = AutoregressivePriorConfig(width=16, depth=1, head_width=8, max_text_tokens=2, num_buckets=17, num_dot_buckets=2, explained=0.98)
-    return AutoregressivePriorTraining(network=network, training=steps)
+    return AutoregressivePriorTraining(network=network, reading="store", training=steps)
 
 
 def test_a_mixture_is_drawn_in_both_its_modes(make_store: Store, tmp_path: Path) -> None:

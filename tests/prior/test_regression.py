@@ -78,7 +78,7 @@ def training(**more: object) -> RegressionPriorTraining:
     steps = TrainingConfig(
         num_steps=100, batch_size=32, learning_rate=1e-2, warmup_steps=5, device="cpu", num_threads=1, ema_decays=(0.9,), checkpoint_seconds=1e9
     )
-    return RegressionPriorTraining(network=RegressionPriorConfig(width=16, depth=1, head_width=8, max_text_tokens=2), training=steps, **more)  # type: ignore[arg-type]
+    return RegressionPriorTraining(network=RegressionPriorConfig(width=16, depth=1, head_width=8, max_text_tokens=2), reading="store", training=steps, **more)  # type: ignore[arg-type]
 
 
 def test_it_learns_the_mean_of_a_captions_images(make_store: Store, tmp_path: Path) -> None:
