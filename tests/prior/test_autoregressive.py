@@ -209,6 +209,6 @@ def test_what_does_not_fit_the_network_is_refused(make_store: Store, tmp_path: P
     rng = np.random.default_rng(0)
     store = make_store(rng.normal(size=(40, E)), rng.normal(size=(40, E)))
     with pytest.raises(UnclipError, match=r"prior\.autoregressive\.network\.max_text_tokens is 1, .* has 2 tokens"):
-        train_autoregressive_prior(store, tmp_path / "run", AutoregressivePriorTraining(network=AutoregressivePriorConfig(max_text_tokens=1)))
+        train_autoregressive_prior(store, tmp_path / "run", AutoregressivePriorTraining(reading="store", network=AutoregressivePriorConfig(max_text_tokens=1)))
     with pytest.raises(UnclipError, match=r"max_components is 3"):
-        train_autoregressive_prior(store, tmp_path / "run", AutoregressivePriorTraining(network=AutoregressivePriorConfig(max_components=3)))
+        train_autoregressive_prior(store, tmp_path / "run", AutoregressivePriorTraining(reading="store", network=AutoregressivePriorConfig(max_components=3)))

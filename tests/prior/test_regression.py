@@ -78,7 +78,8 @@ def training(**more: object) -> RegressionPriorTraining:
     steps = TrainingConfig(
         num_steps=100, batch_size=32, learning_rate=1e-2, warmup_steps=5, device="cpu", num_threads=1, ema_decays=(0.9,), checkpoint_seconds=1e9
     )
-    return RegressionPriorTraining(network=RegressionPriorConfig(width=16, depth=1, head_width=8, max_text_tokens=2), reading="store", training=steps, **more)  # type: ignore[arg-type]
+    network = RegressionPriorConfig(width=16, depth=1, head_width=8, max_text_tokens=2)
+    return RegressionPriorTraining(network=network, reading="store", training=steps, **more)  # type: ignore[arg-type]
 
 
 def test_it_learns_the_mean_of_a_captions_images(make_store: Store, tmp_path: Path) -> None:
@@ -99,4 +100,4 @@ def test_captions_longer_than_the_network_are_refused(make_store: Store, tmp_pat
     rng = np.random.default_rng(0)
     store = make_store(rng.normal(size=(8, E)), rng.normal(size=(8, E)))
     with pytest.raises(UnclipError, match=r"prior\.regression\.network\.max_text_tokens is 1, .* has 2 tokens"):
-        train_regression_prior(store, tmp_path / "run", RegressionPriorTraining(network=RegressionPriorConfig(max_text_tokens=1)))
+        train_regression_prior(store, tmp_path / "run", RegressionPriorTraining(reading="store", network=RegressionPriorConfig(max_text_tokens=1)))
