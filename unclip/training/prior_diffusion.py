@@ -1,11 +1,12 @@
-"""The diffusion prior of the prior stage: trained on cached embeddings."""
+"""The diffusion prior of the prior stage: trained on cached embeddings, then measured for the analytic sampler."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from unclip import checkpoint
@@ -13,12 +14,17 @@ from unclip.data.loader import batches_of, padded_states
 from unclip.data.stats import STATS
 from unclip.data.store import emb_width, read_pairs, text_width
 from unclip.diffusion.loss import steps_at
-from unclip.diffusion.process import add_noise, target
-from unclip.files import UnclipError, read_json
+from unclip.diffusion.process import add_noise, target, to_eps
+from unclip.diffusion.schedule import respace
+from unclip.files import UnclipError, read_json, replacing
 from unclip.prior.condition import TextCondition
-from unclip.prior.diffusion import DiffusionPrior, DiffusionPriorConfig
+from unclip.prior.diffusion import DiffusionPrior, DiffusionPriorConfig, load_diffusion_prior
 from unclip.training.draws import Draws
 from unclip.training.loop import TrainingConfig, train
+
+ESTIMATED_SHARE = 0.5  # Chen et al. 2022, algorithm 1
+MEASURED_ROWS, MEASURED_LEVELS = 512, 64  # 64 levels are the steps of the paper's sampler
+ROWS_AT_ONCE = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,16 +68,20 @@ def train_diffusion_prior(store: Path, run: Path, config: DiffusionPriorTraining
     set_whitening(model, read_json(store / STATS))
     schedule = model.schedule()
 
+    def condition_of(rows: np.ndarray, device: torch.device) -> TextCondition:
+        tokens, mask = padded_states([states[row] for row in rows])
+        return TextCondition(text_emb[rows].to(device), tokens.to(device), mask.to(device))
+
     def loss_fn(prepared: nn.Module, rows: np.ndarray, draws: Draws) -> tuple[Tensor, Mapping[str, Tensor]]:
         device = next(prepared.parameters()).device
-        tokens, mask = padded_states([states[row] for row in rows])
-        condition = TextCondition(text_emb[rows].to(device), tokens.to(device), mask.to(device))
         keep = draws.keep(len(rows), config.drop_prob)
-        x0 = model.whiten(image_emb[rows].to(device)).repeat_interleave(config.draws, 0)
+        x0 = model.whiten(image_emb[rows].to(device)).repeat_interleave(config.draws, 0)  # (B * k, E)
         i = steps_at(schedule, draws.uniform(len(x0)), "uniform")
         eps = draws.normal(*x0.shape).to(device)
-        prefix = model.read_text(condition, keep.to(device)).repeat(config.draws)
-        output = prepared(add_noise(schedule, x0, i, eps), schedule.timesteps[i].to(device), prefix)
+        estimated = (draws.uniform(len(rows), config.draws) < ESTIMATED_SHARE).to(device) if config.network.self_condition else None
+        x_t = add_noise(schedule, x0, i, eps).view(len(rows), config.draws, -1)
+        t = schedule.timesteps[i].to(device).view(x_t.shape[:2])
+        output = prepared(condition_of(rows, device), keep.to(device), x_t, t, estimated).flatten(0, 1)
         errors = (output - target(schedule, config.network.prediction, x0, i, eps)).square().mean(dim=1)
         noisy = i.to(device) >= len(schedule) // 2
         return errors.mean(), {"loss_less_noise": errors[~noisy].mean(), "loss_more_noise": errors[noisy].mean()}
@@ -80,7 +90,49 @@ def train_diffusion_prior(store: Path, run: Path, config: DiffusionPriorTraining
         return batches_of(len(pairs), config.training.batch_size, seed=config.training.seed, start=start)
 
     network = checkpoint.as_json(config.network) | {"emb_width": emb_width(store), "text_width": text_width(store)}
-    return train(run, model=model, kind="prior-diffusion", network=network, loss_fn=loss_fn, batches=batches, config=config.training)
+    folder = train(run, model=model, kind="prior-diffusion", network=network, loss_fn=loss_fn, batches=batches, config=config.training)
+    rows = np.random.default_rng(config.training.seed).permutation(len(pairs))[:MEASURED_ROWS]
+    add_eps_square(folder, image_emb, condition_of, rows, seed=config.training.seed, device=next(model.parameters()).device)
+    return folder
+
+
+ConditionOf = Callable[[np.ndarray, torch.device], TextCondition]  # rows, device -> their captions
+
+
+def add_eps_square(folder: Path, image_emb: Tensor, condition_of: ConditionOf, rows: np.ndarray, *, seed: int, device: torch.device) -> None:
+    """Measures a checkpoint's EMA weights for the analytic sampler and puts the result into their file.
+
+    Doing it again leaves the same file, so a kill before or after costs nothing.
+    """
+    weights = checkpoint.read_tensors(folder / checkpoint.EMA)
+    weights["eps_square"] = measure_eps_square(load_diffusion_prior(folder, device=str(device)), image_emb, condition_of, rows, seed=seed)
+    with replacing(folder / checkpoint.EMA) as aside:
+        save_file(weights, aside)
+
+
+@torch.no_grad()
+def measure_eps_square(model: DiffusionPrior, image_emb: Tensor, condition_of: ConditionOf, rows: np.ndarray, *, seed: int) -> Tensor:
+    """(num_train_steps,) float32: E||eps_hat||^2 / E on training rows, at evenly spaced steps and interpolated between.
+
+    What is averaged is ||eps_hat||^2 - ||eps||^2, to which the expectation of the second is added: where all is noise
+    the two nearly cancel, and their difference is what the variance is made of.
+    """
+    schedule, device = model.schedule(), model.emb_mean.device
+    levels = respace(schedule, min(MEASURED_LEVELS, len(schedule))).timesteps
+    generator = torch.Generator().manual_seed(seed)
+    total = torch.zeros(len(levels), dtype=torch.float64)
+    for chunk in np.split(rows, range(ROWS_AT_ONCE, len(rows), ROWS_AT_ONCE)):
+        shape = (len(chunk), len(levels), image_emb.shape[1])
+        eps = torch.randn(shape, generator=generator).to(device).flatten(0, 1)
+        i = levels.expand(shape[:2]).flatten()
+        x_t = add_noise(schedule, model.whiten(image_emb[chunk].to(device)).repeat_interleave(len(levels), 0), i, eps).view(shape)
+        t = i.to(device).view(shape[:2])
+        everywhere = torch.ones_like(t, dtype=torch.bool)
+        output = model(condition_of(chunk, device), everywhere[:, 0], x_t, t, everywhere if model.config.self_condition else None)
+        eps_hat = to_eps(schedule, model.x0_of(output, x_t, t).flatten(0, 1), x_t.flatten(0, 1), i)
+        total += (eps_hat.square() - eps.square()).mean(dim=1).view(shape[:2]).sum(dim=0).cpu()
+    measured = 1.0 + total / len(rows)
+    return torch.from_numpy(np.interp(np.arange(len(schedule)), levels.numpy(), measured.numpy()).astype(np.float32))
 
 
 def set_whitening(model: DiffusionPrior, stats: Mapping[str, Mapping[str, list[float]]]) -> None:
