@@ -66,7 +66,6 @@ def train_diffusion_prior(store: Path, run: Path, config: DiffusionPriorTraining
     torch.manual_seed(config.training.seed)
     model = DiffusionPrior(config.network, emb_width=emb_width(store), text_width=text_width(store))
     set_whitening(model, read_json(store / STATS))
-    schedule = model.schedule()
 
     def condition_of(rows: np.ndarray, device: torch.device) -> TextCondition:
         tokens, mask = padded_states([states[row] for row in rows])
@@ -74,17 +73,7 @@ def train_diffusion_prior(store: Path, run: Path, config: DiffusionPriorTraining
 
     def loss_fn(prepared: nn.Module, rows: np.ndarray, draws: Draws) -> tuple[Tensor, Mapping[str, Tensor]]:
         device = next(prepared.parameters()).device
-        keep = draws.keep(len(rows), config.drop_prob)
-        x0 = model.whiten(image_emb[rows].to(device)).repeat_interleave(config.draws, 0)  # (B * k, E)
-        i = steps_at(schedule, draws.uniform(len(x0)), "uniform")
-        eps = draws.normal(*x0.shape).to(device)
-        estimated = (draws.uniform(len(rows), config.draws) < ESTIMATED_SHARE).to(device) if config.network.self_condition else None
-        x_t = add_noise(schedule, x0, i, eps).view(len(rows), config.draws, -1)
-        t = schedule.timesteps[i].to(device).view(x_t.shape[:2])
-        output = prepared(condition_of(rows, device), keep.to(device), x_t, t, estimated).flatten(0, 1)
-        errors = (output - target(schedule, config.network.prediction, x0, i, eps)).square().mean(dim=1)
-        noisy = i.to(device) >= len(schedule) // 2
-        return errors.mean(), {"loss_less_noise": errors[~noisy].mean(), "loss_more_noise": errors[noisy].mean()}
+        return diffusion_loss(prepared, model, condition_of(rows, device), image_emb[rows].to(device), draws, config)
 
     def batches(start: int) -> Iterator[np.ndarray]:
         return batches_of(len(pairs), config.training.batch_size, seed=config.training.seed, start=start)
@@ -94,6 +83,29 @@ def train_diffusion_prior(store: Path, run: Path, config: DiffusionPriorTraining
     rows = np.random.default_rng(config.training.seed).permutation(len(pairs))[:MEASURED_ROWS]
     add_eps_square(folder, image_emb, condition_of, rows, seed=config.training.seed, device=next(model.parameters()).device)
     return folder
+
+
+def diffusion_loss(
+    prepared: nn.Module, model: DiffusionPrior, condition: TextCondition, image_emb: Tensor, draws: Draws, config: DiffusionPriorTraining
+) -> tuple[Tensor, Mapping[str, Tensor]]:
+    """The loss of a batch (paper, section 2.2, for x0), and its halves with less and with more noise.
+
+    Args:
+        prepared: the model as it is wrapped for training; called once.
+        image_emb: (B, E), raw.
+    """
+    schedule, device = model.schedule(), image_emb.device
+    shape = (len(image_emb), config.draws)
+    keep = draws.keep(len(image_emb), config.drop_prob)
+    x0 = model.whiten(image_emb).repeat_interleave(config.draws, 0)  # (B * k, E)
+    i = steps_at(schedule, draws.uniform(len(x0)), "uniform")
+    eps = draws.normal(*x0.shape).to(device)
+    estimated = (draws.uniform(*shape) < ESTIMATED_SHARE).to(device) if config.network.self_condition else None
+    x_t, t = add_noise(schedule, x0, i, eps), schedule.timesteps[i].to(device)
+    output = prepared(condition, keep.to(device), x_t.view(*shape, -1), t.view(shape), estimated).flatten(0, 1)
+    errors = (output - target(schedule, config.network.prediction, x0, i, eps)).square().mean(dim=1)
+    noisy = i.to(device) >= len(schedule) // 2
+    return errors.mean(), {"loss_less_noise": errors[~noisy].mean(), "loss_more_noise": errors[noisy].mean()}
 
 
 ConditionOf = Callable[[np.ndarray, torch.device], TextCondition]  # rows, device -> their captions
@@ -114,13 +126,13 @@ def add_eps_square(folder: Path, image_emb: Tensor, condition_of: ConditionOf, r
 def measure_eps_square(model: DiffusionPrior, image_emb: Tensor, condition_of: ConditionOf, rows: np.ndarray, *, seed: int) -> Tensor:
     """(num_train_steps,) float32: E||eps_hat||^2 / E on training rows, at evenly spaced steps and interpolated between.
 
-    What is averaged is ||eps_hat||^2 - ||eps||^2, to which the expectation of the second is added: where all is noise
-    the two nearly cancel, and their difference is what the variance is made of.
+    The square of the noise that was put in, whose expectation is 1, is a control variate: where all is noise the two
+    nearly cancel, and their small difference is what the variance is made of.
     """
     schedule, device = model.schedule(), model.emb_mean.device
     levels = respace(schedule, min(MEASURED_LEVELS, len(schedule))).timesteps
     generator = torch.Generator().manual_seed(seed)
-    total = torch.zeros(len(levels), dtype=torch.float64)
+    total = torch.zeros(2, len(levels), dtype=torch.float64)
     for chunk in np.split(rows, range(ROWS_AT_ONCE, len(rows), ROWS_AT_ONCE)):
         shape = (len(chunk), len(levels), image_emb.shape[1])
         eps = torch.randn(shape, generator=generator).to(device).flatten(0, 1)
@@ -130,8 +142,10 @@ def measure_eps_square(model: DiffusionPrior, image_emb: Tensor, condition_of: C
         everywhere = torch.ones_like(t, dtype=torch.bool)
         output = model(condition_of(chunk, device), everywhere[:, 0], x_t, t, everywhere if model.config.self_condition else None)
         eps_hat = to_eps(schedule, model.x0_of(output, x_t, t).flatten(0, 1), x_t.flatten(0, 1), i)
-        total += (eps_hat.square() - eps.square()).mean(dim=1).view(shape[:2]).sum(dim=0).cpu()
-    measured = 1.0 + total / len(rows)
+        total += torch.stack([eps_hat, eps]).double().square().mean(dim=2).view(2, *shape[:2]).sum(dim=1).cpu()
+    plain, off = total[0] / len(rows), total[1] / len(rows) - 1.0
+    best = (plain - off).clamp(0.0, 1.0).square()  # eps_hat holds E||eps_hat||^2 / E of eps, so this share of its square goes along with eps^2
+    measured = plain - best * off
     return torch.from_numpy(np.interp(np.arange(len(schedule)), levels.numpy(), measured.numpy()).astype(np.float32))
 
 
