@@ -85,3 +85,8 @@ def test_rows_have_streams_of_their_own() -> None:
     assert torch.equal(together[1:2], noise([1]))
     assert not torch.equal(together[0], together[1])
     assert not torch.equal(noise([0], 1), noise([0], 2))
+
+
+def test_the_decoder_has_no_analytic_sampler() -> None:
+    with pytest.raises(ValueError, match="sampler of the decoder must be ddpm, ddim or dpm"):
+        GenerateConfig(sampler="analytic")

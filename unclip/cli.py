@@ -49,7 +49,10 @@ USE = Group("Using the models", sort_key=2)
 
 Preset = Annotated[
     str,
-    Parameter(help="A preset to start from: demo, emoji, small, shapes (for a GPU), tiny (for tests). Without one, and without --config, the sizes of small."),
+    Parameter(
+        help="A preset to start from: demo, emoji, small, shapes (for a GPU), karlo and paper (published sizes), tiny (for tests). "
+        "Without one, and without --config, the sizes of small."
+    ),
 ]
 ConfigFile = Annotated[Path | None, Parameter(name="--config", help="A TOML (or JSON) file of settings, over the preset.")]
 Root = Annotated[str, Parameter(help="The folder of the data set; it remembers its config, so that later commands need no other option.")]

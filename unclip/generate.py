@@ -47,6 +47,8 @@ class GenerateConfig:
         for name in ("num_candidates", "decoder_steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.sampler == "analytic":
+            raise ValueError("sampler of the decoder must be ddpm, ddim or dpm++: what the analytic one needs is measured for the prior only")
 
 
 @dataclass(frozen=True)

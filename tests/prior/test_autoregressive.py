@@ -52,7 +52,7 @@ def test_token_by_token_with_a_cache_equals_the_full_pass() -> None:
     prior, condition = make_prior(), captions()
     dot, codes = tokens()
     dot_logits, code_logits = prior(condition, KEPT, dot, codes)
-    prefix = prior.read_text(condition, KEPT)
+    prefix = prior.transformer.read_prefix(*prior.caption(condition, KEPT))
     said = [torch.zeros(3, CONFIG.width), prior.dot_in(dot), *prior.code_in(codes[:, :-1]).unbind(1)]
     outs = []
     for place, token in enumerate(said):

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
 from unclip.diffusion.process import Prediction, add_noise, target
-from unclip.diffusion.sampling import make_denoiser, sample_ddim, sample_ddpm
+from unclip.diffusion.sampling import make_denoiser, sample_ddim, sample_ddpm, sample_dpm
 from unclip.diffusion.schedule import make_schedule, respace
 
 THEIR_PREDICTION = {"x0": "sample", "eps": "epsilon", "v": "v_prediction"}
@@ -84,3 +84,21 @@ def test_ddpm_agrees_with_linspace_timesteps(prediction: Prediction) -> None:
     ours = sample_ddpm(make_denoiser(network, schedule, prediction, clamp=1.0), schedule, x_T, lambda: torch.randn(3, 6, generator=same))
     torch.testing.assert_close(ours, theirs, atol=5e-3, rtol=1e-2)  # their alphas_cumprod are float32
     assert np.isfinite(ours.numpy()).all()
+
+
+@pytest.mark.parametrize("prediction", ["x0", "v"])
+def test_dpm_solver_agrees(prediction: Prediction) -> None:
+    reference = DPMSolverMultistepScheduler(
+        num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2", prediction_type=THEIR_PREDICTION[prediction], algorithm_type="dpmsolver++",
+        solver_order=2, solver_type="midpoint", timestep_spacing="linspace", final_sigmas_type="sigma_min", euler_at_final=True,
+    )  # fmt: skip
+    reference.set_timesteps(STEPS - 1)  # theirs ends at the least noise, from where ours takes x0
+    schedule = respace(make_schedule("cosine", 1000), STEPS)
+    assert schedule.timesteps.flip(0).tolist() == [*reference.timesteps.tolist(), 0]
+    x_T = torch.randn(3, 6, generator=torch.Generator().manual_seed(5))
+    theirs = x_T
+    for t in reference.timesteps:
+        theirs = reference.step(network(theirs, t.expand(3)), t, theirs).prev_sample
+    denoiser = make_denoiser(network, schedule, prediction)
+    theirs = denoiser(theirs, torch.zeros(3, dtype=torch.long))
+    torch.testing.assert_close(sample_dpm(denoiser, schedule, x_T), theirs, atol=1e-3, rtol=1e-3)  # their alphas_cumprod are float32

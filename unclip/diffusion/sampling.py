@@ -1,5 +1,6 @@
-"""From a network to samples: the denoiser, ancestral sampling (Ho et al. 2020) and DDIM (Song et al. 2021)."""
+"""From a network to samples: the denoiser, ancestral sampling with fixed or analytic variance, DDIM and DPM-Solver++."""
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -10,7 +11,7 @@ from unclip.diffusion.guidance import Network
 from unclip.diffusion.process import Prediction, at, posterior, to_eps, to_x0
 from unclip.diffusion.schedule import Schedule
 
-SamplerName = Literal["ddpm", "ddim"]
+SamplerName = Literal["ddpm", "analytic", "ddim", "dpm++"]
 Denoiser = Callable[[Tensor, Tensor], Tensor]  # (x_t, i) -> x0
 Noise = Callable[[], Tensor]  # a fresh draw of standard normal noise, shaped like the sample
 
@@ -27,14 +28,33 @@ def make_denoiser(network: Network, schedule: Schedule, prediction: Prediction, 
 
 
 @torch.no_grad()
-def sample_ddpm(denoiser: Denoiser, schedule: Schedule, x_T: Tensor, noise: Noise) -> Tensor:
-    """Ancestral sampling with the posterior variance (Ho et al. 2020, algorithm 2): from x_T (B, ...) to x0."""
+def sample_ddpm(denoiser: Denoiser, schedule: Schedule, x_T: Tensor, noise: Noise, *, eps_square: Tensor | None = None) -> Tensor:
+    """Ancestral sampling (Ho et al. 2020, algorithm 2): from x_T (B, ...) to x0.
+
+    The variance is that of q(x_{t-1} | x_t, x0), as if the denoiser were never wrong; with `eps_square`, the
+    mean square of the predicted noise at each step of the training schedule, that of q(x_{t-1} | x_t).
+    """
     x = x_T
+    unsure = None if eps_square is None else analytic_variance(schedule, eps_square)
     for step in reversed(range(len(schedule))):
         i = torch.full((len(x),), step, device=x.device)
         mean, variance = posterior(schedule, denoiser(x, i), x, i)
+        if unsure is not None:
+            variance = variance + at(unsure, i, x)
         x = mean + variance.sqrt() * noise() if step else mean
     return x
+
+
+def analytic_variance(schedule: Schedule, eps_square: Tensor) -> Tensor:
+    """(T,) what the denoiser's doubt adds to the variance of a step (Analytic-DPM, Bao et al. 2022, arXiv 2201.06503, theorem 1).
+
+    The variance of x0 given x_t is sigma_t^2 / alpha_t^2 * (1 - E||eps_hat||^2 / d). It can't be negative, nor larger
+    than that of the data (their theorem 2), which is 1 where data are whitened.
+    """
+    now, before, betas = schedule.alphas_cumprod, schedule.alphas_cumprod_prev, schedule.betas
+    mean_square = eps_square.cpu().to(torch.float64)[schedule.timesteps]
+    of_x0 = ((1 - now) / now * (1 - mean_square)).clamp(0.0, 1.0)
+    return before * (betas / (1 - now)).square() * of_x0
 
 
 @torch.no_grad()
@@ -55,10 +75,41 @@ def sample_ddim(denoiser: Denoiser, schedule: Schedule, x_T: Tensor, noise: Nois
     raise AssertionError("a schedule has at least one step")
 
 
-def sample(name: SamplerName, denoiser: Denoiser, schedule: Schedule, x_T: Tensor, noise: Noise, *, eta: float = 0.0) -> Tensor:
-    """Samples with the sampler of that name; `eta` is DDIM's alone."""
+@torch.no_grad()
+def sample_dpm(denoiser: Denoiser, schedule: Schedule, x_T: Tensor) -> Tensor:
+    """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2): deterministic, second order in half the log-SNR.
+
+    The first step is of first order, having nothing before it, and so is the step to the least noise, which is several
+    times wider in log-SNR than the one before, too far to extrapolate over. The last takes x0 itself.
+    """
+    # in float64, and of alpha only the one stepped to: at the first step of the cosine schedule it is 5e-5
+    lambdas, alpha, sigma = (values.tolist() for values in (schedule.logsnr / 2, schedule.alpha, schedule.sigma))
+    x, x0_before = x_T, x_T
+    last = len(schedule) - 1
+    for step in range(last, 0, -1):
+        x0 = denoiser(x, torch.full((len(x),), step, device=x.device))
+        h = lambdas[step - 1] - lambdas[step]
+        data = x0
+        if 1 < step < last:
+            r = (lambdas[step] - lambdas[step + 1]) / h
+            data = torch.lerp(x0_before, x0, 1 + 1 / (2 * r))
+        x = sigma[step - 1] / sigma[step] * x - alpha[step - 1] * math.expm1(-h) * data
+        x0_before = x0
+    return denoiser(x, torch.zeros(len(x), dtype=torch.long, device=x.device))
+
+
+def sample(
+    name: SamplerName, denoiser: Denoiser, schedule: Schedule, x_T: Tensor, noise: Noise, *, eta: float = 0.0, eps_square: Tensor | None = None
+) -> Tensor:
+    """Samples with the sampler of that name; `eta` is DDIM's alone, `eps_square` only the analytic one reads."""
+    if eta != 0.0 and name != "ddim":
+        raise ValueError(f"eta is a setting of the ddim sampler; expected 0.0 with {name!r}, got {eta}")
     if name == "ddim":
         return sample_ddim(denoiser, schedule, x_T, noise, eta=eta)
-    if eta != 0.0:
-        raise ValueError(f"eta is a setting of the ddim sampler; expected 0.0 with {name!r}, got {eta}")
-    return sample_ddpm(denoiser, schedule, x_T, noise)
+    if name == "dpm++":
+        return sample_dpm(denoiser, schedule, x_T)
+    if name == "ddpm":
+        return sample_ddpm(denoiser, schedule, x_T, noise)
+    if eps_square is None:
+        raise ValueError("the analytic sampler needs eps_square, which is measured after training; expected (num_train_steps,) of it, got None")
+    return sample_ddpm(denoiser, schedule, x_T, noise, eps_square=eps_square)

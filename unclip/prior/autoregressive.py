@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from unclip import checkpoint
 from unclip.diffusion.sampling import Noise
-from unclip.nn.transformer import CausalTransformer, Prefix
+from unclip.nn.transformer import CausalTransformer
 from unclip.prior.caption import INIT_STD, CaptionTokens
 from unclip.prior.codes import EmbeddingCodes
 from unclip.prior.condition import PriorSampling, TextCondition
@@ -92,7 +92,6 @@ class AutoregressivePrior(nn.Module):
         width = config.width
         self.codes = EmbeddingCodes(emb_width, num_components, num_buckets=config.num_buckets, num_dot_buckets=config.num_dot_buckets)
         self.caption = CaptionTokens(width=width, max_text_tokens=config.max_text_tokens, emb_width=emb_width, text_width=text_width)
-        self.null_emb = nn.Parameter(torch.randn(width) * INIT_STD)
         self.dot_in = nn.Embedding(config.num_dot_buckets, width)
         self.code_in = nn.Embedding(config.num_buckets, width)
         self.positions = nn.Parameter(torch.randn(1 + num_components, width) * INIT_STD)  # the first is the start token
@@ -102,13 +101,6 @@ class AutoregressivePrior(nn.Module):
         for table in (self.dot_in, self.code_in):
             nn.init.normal_(table.weight, std=INIT_STD)
 
-    def read_text(self, condition: TextCondition, keep: Tensor) -> Prefix:
-        """The text prefix of B captions. Where `keep` (B,) is False nothing of the caption is visible, and a learned token stands for its embedding."""
-        tokens, mask = self.caption(condition)
-        text_emb = torch.where(keep[:, None], tokens[:, -1], self.null_emb)
-        mask = torch.cat([mask[:, :-1] & keep[:, None], mask[:, -1:]], dim=1)
-        return self.transformer.read_prefix(torch.cat([tokens[:, :-1], text_emb[:, None]], dim=1), mask)
-
     def forward(self, condition: TextCondition, keep: Tensor, dot: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of the dot token (B, num_dot_buckets) and of all codes (B, num_components, num_buckets), each given what is before it.
 
@@ -117,7 +109,7 @@ class AutoregressivePrior(nn.Module):
             dot, codes: (B,) and (B, num_components), the true tokens; the last code is not read.
         """
         said = torch.cat([torch.zeros_like(self.dot_in(dot))[:, None], self.dot_in(dot)[:, None], self.code_in(codes[:, :-1])], dim=1)
-        out = self.transformer(said + self.positions, self.read_text(condition, keep))
+        out = self.transformer(said + self.positions, self.transformer.read_prefix(*self.caption(condition, keep)))
         return self.dot_out(out[:, 0]), self.code_out(out[:, 1:])
 
     @property
@@ -130,11 +122,9 @@ class AutoregressivePrior(nn.Module):
         """(B, n, E) raw image embeddings; see `Prior.draw`. Guidance, temperature and top_p concern the codes, not the dot token."""
         everyone = torch.ones(len(condition), dtype=torch.bool, device=condition.text_emb.device)
         u = torch.special.ndtr(noise().double())  # (B * n, 1 + num_components), uniform
-        prefixes = [self.read_text(condition, everyone).repeat(num_samples)]
+        prefixes = [self.transformer.read_prefix(*self.caption(condition, everyone)).repeat(num_samples)]
         if sampling.guidance_scale != 1.0:
-            # without a caption all rows are alike: one is read, without its states, for all
-            nobody = TextCondition(condition.text_emb[:1], condition.text_tokens[:1, :0], condition.text_mask[:1, :0])
-            prefixes.append(self.read_text(nobody, ~everyone[:1]).repeat(len(u)))
+            prefixes.append(self.transformer.read_prefix(*self.caption.hidden()).repeat(len(u)))
         said = self.positions.new_zeros(len(u), 1, self.config.width)
         codes: list[Tensor] = []
         for place in range(self.noise_width):

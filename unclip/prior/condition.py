@@ -36,7 +36,8 @@ class PriorSampling:
 
     Attributes:
         guidance_scale: of the diffusion and the autoregressive prior; 1.0 is none (the paper's finding).
-        num_steps, sampler, eta: of the diffusion prior; eta is the ddim sampler's alone.
+        num_steps, sampler, eta: of the diffusion prior; eta is the ddim sampler's alone. "ddpm" and "analytic" are
+            ancestral, with fixed variance and with that which was measured after training (the paper's).
         temperature, top_p: of the autoregressive prior; top_p keeps the likeliest codes that hold this much probability.
     """
 

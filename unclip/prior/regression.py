@@ -62,7 +62,7 @@ class RegressionPrior(nn.Module):
         return whitened * self.emb_std + self.emb_mean
 
     def forward(self, condition: TextCondition) -> Tensor:
-        prefix = self.transformer.read_prefix(*self.caption(condition))
+        prefix = self.transformer.read_prefix(*self.caption(condition, torch.ones_like(condition.text_mask[:, 0])))
         out: Tensor = self.out(self.transformer(self.query.expand(len(condition), 1, -1), prefix)[:, 0])
         return out
 

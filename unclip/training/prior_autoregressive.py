@@ -13,15 +13,13 @@ from torch.nn import functional as F
 
 from unclip import checkpoint
 from unclip.data.manifest import runtime
-from unclip.data.stats import STATS
 from unclip.data.store import emb_width, iter_batches, text_width
-from unclip.files import read_json
 from unclip.prior.autoregressive import AutoregressivePrior, AutoregressivePriorConfig
 from unclip.prior.codes import EmbeddingCodes, fit_codes
 from unclip.training.config import TrainingConfig
 from unclip.training.draws import Draws
 from unclip.training.loop import train
-from unclip.training.prior_data import read_prior_data
+from unclip.training.prior_data import read_prior_data, set_whitening
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +58,7 @@ def train_autoregressive_prior(store: Path, run: Path, config: AutoregressivePri
     widths = {"emb_width": emb_width(store), "text_width": text_width(store), "num_components": len(fitted.stds)}
     model = AutoregressivePrior(config.network, **widths)
     model.codes.load_state_dict(fitted.state_dict())
-    stats = read_json(store / STATS)["text_emb"]
-    model.caption.text_mean.copy_(torch.tensor(stats["mean"]))
-    model.caption.text_std.copy_(torch.tensor(stats["std"]))
+    set_whitening(store, image=None, text=model.caption)
 
     def loss_fn(prepared: nn.Module, rows: np.ndarray, draws: Draws) -> tuple[Tensor, Mapping[str, Tensor]]:
         device = next(prepared.parameters()).device

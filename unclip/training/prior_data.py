@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unclip.data.cache import Reading, open_pairs
 from unclip.data.loader import as_floats, batches_of, padded_states
+from unclip.data.stats import STATS
 from unclip.data.store import Pairs, Ragged
-from unclip.files import UnclipError
+from unclip.files import UnclipError, read_json
+from unclip.prior.caption import CaptionTokens
 from unclip.prior.condition import TextCondition
 from unclip.training.config import TrainingConfig
 
@@ -55,3 +57,11 @@ def read_prior_data(store: Path, *, reading: Reading, max_text_tokens: int, sett
     if (longest := int(pairs.text_tokens.lengths.max())) > max_text_tokens:
         raise UnclipError(f"{setting} is {max_text_tokens}, but the longest caption in {store} has {longest} tokens")
     return PriorData(pairs, pairs.text_tokens)
+
+
+def set_whitening(store: Path, *, image: nn.Module | None, text: CaptionTokens) -> None:
+    """Copies the store's statistics into the buffers of a prior (emb_mean, emb_std) and of what reads its captions."""
+    stats = read_json(store / STATS)
+    for module, prefix, key in ((image, "emb", "image_emb"), (text, "text", "text_emb")):
+        for name in ("mean", "std") if module is not None else ():
+            getattr(module, f"{prefix}_{name}").copy_(torch.tensor(stats[key][name]))

@@ -12,14 +12,12 @@ from torch.nn import functional as F
 
 from unclip import checkpoint
 from unclip.data.manifest import runtime
-from unclip.data.stats import STATS
 from unclip.data.store import emb_width, text_width
-from unclip.files import read_json
 from unclip.prior.regression import RegressionPrior, RegressionPriorConfig
 from unclip.training.config import TrainingConfig
 from unclip.training.draws import Draws
 from unclip.training.loop import train
-from unclip.training.prior_data import read_prior_data
+from unclip.training.prior_data import read_prior_data, set_whitening
 
 TEMPERATURE = 0.07  # CLIP's at the start of its training; ECLIPSE names a temperature without its value
 
@@ -55,10 +53,7 @@ def train_regression_prior(store: Path, run: Path, config: RegressionPriorTraini
     torch.manual_seed(config.training.seed)
     widths = {"emb_width": emb_width(store), "text_width": text_width(store)}
     model = RegressionPrior(config.network, **widths)
-    stats = read_json(store / STATS)
-    for mean, std, key in ((model.emb_mean, model.emb_std, "image_emb"), (model.caption.text_mean, model.caption.text_std, "text_emb")):
-        mean.copy_(torch.tensor(stats[key]["mean"]))
-        std.copy_(torch.tensor(stats[key]["std"]))
+    set_whitening(store, image=model, text=model.caption)
 
     def loss_fn(prepared: nn.Module, rows: np.ndarray, draws: Draws) -> tuple[Tensor, Mapping[str, Tensor]]:
         device = next(prepared.parameters()).device
