@@ -101,7 +101,12 @@ def test_the_command_trains_in_two_processes_to_the_same_curve(root: Path, tmp_p
     copy = copied(root, tmp_path / "root")
     shutil.rmtree(folder_of(copy, "prior"))
     done = subprocess.run(
-        [*command("prior", copy), "--nproc", "2", "--prior.training.log_every", "1"], env=environment(), capture_output=True, text=True, timeout=200, check=False
+        [*command("prior", copy), "--nproc", "2", "--prior.training.log_every", "1"],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("prior: done in") == 1
