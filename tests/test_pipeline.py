@@ -241,6 +241,27 @@ def test_a_missing_embedding_is_a_counted_row_and_shifts_nothing(root: Path, tmp
     assert manifest(copy, "decoder")["counts"]["rejected"] == {"embedding missing": 1}  # type: ignore[index]
 
 
+def test_a_bounded_training_is_finished_and_goes_on_to_the_same_end(root: Path, tmp_path: Path) -> None:
+    copy = copied(root, tmp_path / "root")
+    shutil.rmtree(folder_of(copy, "decoder"))
+    assert unclip("decoder", copy, "--max-steps", "4").returncode == 0
+    assert (manifest(copy, "decoder")["finished"], manifest(copy, "decoder")["counts"]["steps"]) == (True, 4)  # type: ignore[index]
+    assert unclip("decoder", copy).returncode == 0
+    assert (manifest(copy, "decoder")["digest"], manifest(copy, "decoder")["counts"]) == (
+        manifest(root, "decoder")["digest"],
+        manifest(root, "decoder")["counts"],
+    )
+
+
+def test_one_kind_is_trained_alone_and_remembered_beside_the_others(root: Path, tmp_path: Path) -> None:
+    copy = copied(root, tmp_path / "root")
+    shutil.rmtree(folder_of(copy, "prior"))
+    (copy / "run.json").write_text((copy / "run.json").read_text().replace('"diffusion",\n      "linear"', '"diffusion"'))
+    assert unclip("prior", copy, "--kind", "linear").returncode == 0
+    assert manifest(copy, "prior")["counts"]["kinds"] == {"linear": 1}  # type: ignore[index]
+    assert json.loads((copy / "run.json").read_text())["prior"]["kinds"] == ["diffusion", "linear"]
+
+
 def test_generate_writes_pictures_settings_and_candidates(root: Path, tmp_path: Path) -> None:
     sheets = []
     for name in ("one", "two"):

@@ -168,6 +168,8 @@ def _show_stage(name: str, config: "RunConfig", manifest: "Manifest", worked: bo
     rejected = sum(counts.get("rejected", {}).values())
     numbers = f"{counts['kept']:,} of {counts['rows_in']:,} rows kept, {rejected:,} rejected" if "kept" in counts else ""
     state = f"done in {manifest.seconds:.0f} s" if worked else "was done already"
+    if worked and "steps" in counts:
+        state += f" with {counts['steps']:,} steps"  # fewer than num_steps where the call was bounded
     _console.print(f"{name}: {state}. {numbers}\n  {STAGES[name].folder(paths_of(config))}", highlight=False)
 
 

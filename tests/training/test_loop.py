@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from unclip import checkpoint
 from unclip.data.loader import batches_of
-from unclip.files import UnclipError
-from unclip.training.config import TrainingConfig, learning_rate
+from unclip.data.manifest import identity
+from unclip.files import UnclipError, read_json
+from unclip.training.config import TrainingConfig, bounded, learning_rate
 from unclip.training.draws import Draws
 from unclip.training.ema import Ema
 from unclip.training.loop import train
 from unclip.training.metrics import METRICS
+from unclip.training.prior import PriorConfig
 from unclip.training.processes import Interrupted
 
 CONFIG = TrainingConfig(
@@ -102,9 +104,70 @@ def test_a_loss_that_is_not_finite_stops_before_it_spoils_the_weights(tmp_path: 
         for number, batch in enumerate(batches(start)):
             yield batch * float("nan") if number == 4 else batch
 
-    with pytest.raises(UnclipError, match="loss of step 5 is nan"):
+    with pytest.raises(UnclipError, match=r"loss of step 5 is nan.*bad-batch\.safetensors"):
         run(tmp_path, TrainingConfig(**{**vars(CONFIG), "checkpoint_seconds": 0.0}), stream=spoilt)
     assert checkpoint.steps_of(tmp_path)[-1] == 4
+    assert checkpoint.read_tensors(tmp_path / "bad-batch.safetensors")["batch"].isnan().all()
+    record = read_json(tmp_path / "bad-batch.json")
+    assert record == {"step": 5, "seed": 0, "draws_seed": 4, "loss": "nan", "gradient_norm": "nan"}
+    batch = next(batches(4))
+    spoilt_draw = Draws(0, record["step"] - 1).normal(*batch.shape)
+    assert torch.equal(spoilt_draw, torch.randn(batch.shape, generator=torch.Generator().manual_seed(record["draws_seed"])))
+
+
+def test_a_bound_ends_in_good_order_and_the_same_call_goes_on(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole")
+    bounded_config = bounded(CONFIG, max_steps=5, max_minutes=0.0)
+    for steps in (5, 10, 12):
+        found = run(tmp_path / "bounded", bounded_config)
+        assert checkpoint.steps_of(tmp_path / "bounded")[-1] == steps
+    assert all(torch.equal(found[name], whole[name]) for name in whole)
+    assert losses(tmp_path / "bounded") == losses(tmp_path / "whole")
+
+
+def test_minutes_are_a_bound_too(tmp_path: Path) -> None:
+    run(tmp_path, TrainingConfig(**{**vars(CONFIG), "max_minutes": 1e-9}))
+    assert checkpoint.steps_of(tmp_path) == [1]
+
+
+def test_bounds_reach_every_training_of_a_section_and_nothing_else() -> None:
+    config = PriorConfig()
+    found = bounded(config, max_steps=7, max_minutes=1.5)
+    assert (found.training.max_steps, found.training.max_minutes) == (7, 1.5)
+    assert identity(found) == identity(config)
+    assert bounded(config, max_steps=0, max_minutes=0.0) == config
+
+
+def test_a_warm_start_begins_with_the_averaged_weights_of_a_run_or_a_checkpoint(tmp_path: Path) -> None:
+    run(tmp_path / "earlier")
+    last = checkpoint.step_folder(tmp_path / "earlier", 12)
+    theirs = checkpoint.read_tensors(last / checkpoint.EMA)
+    for path in (tmp_path / "earlier", last):
+        config = TrainingConfig(**{**vars(CONFIG), "warm_start": str(path), "learning_rate": 1e-12, "max_steps": 1})
+        found = run(tmp_path / f"later-{path.name}", config)
+        for file in (checkpoint.MODEL, checkpoint.EMA, checkpoint.other_ema(0.5)):
+            for name, value in theirs.items():
+                torch.testing.assert_close(found[f"{file} {name}"], value, atol=1e-6, rtol=1e-6)
+
+
+def test_a_warm_start_that_was_begun_goes_on_from_its_own_checkpoint(tmp_path: Path) -> None:
+    run(tmp_path / "earlier")
+    config = TrainingConfig(**{**vars(CONFIG), "warm_start": str(tmp_path / "earlier")})
+    whole = run(tmp_path / "whole", config)
+    run(tmp_path / "parts", bounded(config, max_steps=5, max_minutes=0.0))
+    parts = run(tmp_path / "parts", config)
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_another_networks_weights_are_no_warm_start(tmp_path: Path) -> None:
+    run(tmp_path / "earlier")
+    config = TrainingConfig(**{**vars(CONFIG), "warm_start": str(tmp_path / "earlier")})
+    with pytest.raises(UnclipError, match="same network, but in .* any is 1 there, 2 here"):
+        train(tmp_path / "a", model=make_model(), kind="test", network={"any": 2}, loss_fn=loss_fn, batches=batches, config=config)
+    with pytest.raises(UnclipError, match="kind 'test', expected 'other'"):
+        train(tmp_path / "b", model=make_model(), kind="other", network={"any": 1}, loss_fn=loss_fn, batches=batches, config=config)
+    with pytest.raises(UnclipError, match="nowhere is neither"):
+        run(tmp_path / "c", TrainingConfig(**{**vars(CONFIG), "warm_start": "nowhere"}))
 
 
 def test_learning_rate_warms_up_and_decays_by_half_a_cosine() -> None:

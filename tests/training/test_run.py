@@ -6,7 +6,7 @@ import pytest
 
 from unclip.files import UnclipError
 from unclip.training.config import TrainingConfig
-from unclip.training.run import last_checkpoint, open_run
+from unclip.training.run import has_all_steps, last_checkpoint, open_run
 
 CONFIG = TrainingConfig(num_steps=3)
 
@@ -49,3 +49,10 @@ def test_a_lost_checkpoint_is_one_line(tmp_path: Path) -> None:
     finished(tmp_path / "main", {"embeddings": "old"})
     with pytest.raises(UnclipError, match="that folder is gone"):
         last_checkpoint(tmp_path / "main", "prior")
+
+
+def test_a_run_that_ended_at_a_bound_is_finished_and_not_done(tmp_path: Path) -> None:
+    assert not has_all_steps(tmp_path / "main", 3)
+    finished(tmp_path / "main", {"embeddings": "old"})
+    assert has_all_steps(tmp_path / "main", 3)
+    assert not has_all_steps(tmp_path / "main", 4)

@@ -25,7 +25,7 @@ NETWORK = {"widths": [4, 16, 1]}
 
 # what two processes are asked to do, each in a folder of its own
 TOGETHER: Mapping[str, TrainingConfig] = {
-    "ddp": CONFIG,
+    "ddp": dataclasses.replace(CONFIG, device="auto"),
     "ddp-accumulate": dataclasses.replace(CONFIG, accumulate=2),
     "ddp-muon": dataclasses.replace(CONFIG, optimizer="muon"),
     "fsdp": dataclasses.replace(CONFIG, parallel="fsdp", accumulate=2),

@@ -133,7 +133,10 @@ def train(
 
 def _make_accelerator(config: TrainingConfig) -> Accelerator:
     AcceleratorState._reset_state()  # accelerate keeps the precision of the process's first training for all others
-    return Accelerator(cpu=config.device == "cpu", mixed_precision=config.precision)
+    on_cpu = config.device == "cpu" or (num_processes() > 1 and not torch.cuda.is_available())  # unasked, accelerate shares no work between CPUs
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision=config.precision)
+    assert accelerator.num_processes == num_processes()
+    return accelerator
 
 
 def _open(run: Path, trained: Trained, kind: str, network: Mapping[str, Any], config: TrainingConfig) -> tuple[int, list[Any]]:

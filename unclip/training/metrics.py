@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from unclip.files import UnclipError, replacing
+from unclip.files import UnclipError, fingerprint, replacing
 
 METRICS = "metrics.parquet"
 NUM_BUCKETS = 4
@@ -96,5 +96,5 @@ def require_tracker(name: str) -> None:
 def _start_wandb(run: Path, kind: str) -> Any:
     import wandb  # imported by those who chose it: it speaks to its server
 
-    name = "-".join(run.absolute().parts[-3:])
-    return wandb.init(project="unclip", group=kind, name=name, id=name, resume="allow", dir=str(run))
+    where = str(run.absolute())
+    return wandb.init(project="unclip", group=kind, name=where, id=fingerprint(where), resume="allow", dir=where)  # a run that goes on is the same run
