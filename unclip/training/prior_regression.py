@@ -19,12 +19,15 @@ from unclip.training.draws import Draws
 from unclip.training.loop import train
 from unclip.training.prior_data import read_prior_data, set_whitening
 
-TEMPERATURE = 0.07  # CLIP's at the start of its training; ECLIPSE names a temperature without its value
+TEMPERATURE = 0.07  # CLIP's at the start of its training; what ECLIPSE's was is not known here
 
 
 @dataclass(frozen=True, kw_only=True)
 class RegressionPriorTraining:
     """The regression prior and how it is trained.
+
+    The projection loss is the mean squared error of whitened embeddings, so that its size, and with it the weight of the
+    contrastive one, does not depend on the CLIP.
 
     Attributes:
         contrastive_weight: of the contrastive loss beside the projection loss; ECLIPSE's 0.2. Much more leaves the image embeddings' space.
@@ -68,7 +71,7 @@ def train_regression_prior(store: Path, run: Path, config: RegressionPriorTraini
 
 
 def contrastive_loss(predicted: Tensor, text_emb: Tensor) -> Tensor:
-    """How badly each raw predicted image embedding (B, E) finds its own among the batch's text embeddings (B, E), in nats (ECLIPSE, section 3.2).
+    """How badly each raw predicted image embedding (B, E) finds its own among the batch's text embeddings (B, E), in nats (arXiv 2312.04655).
 
     Only the rows of this call compete: a batch that is spread over processes or taken in several goes has fewer rivals.
     """
