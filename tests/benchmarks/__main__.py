@@ -30,7 +30,7 @@ RESULTS = Path(__file__).parent / "results"
 PEERS = ("DALLE2-pytorch", "diffusers")
 SAME_PARAMETERS = 0.02
 NUM_SAMPLES = 2  # a caption, of which the paper keeps the better
-NUM_CALLS = {8: 3, 25: 3, 64: 2}  # network calls of one draw: how often it is repeated
+NUM_CALLS = {8: 3, 25: 2, 64: 1}  # network calls of one draw: how often it is repeated
 TRAINING = {"task": "train", "num": 16, "steps": 2}
 DRAWING = {"task": "draw", "num": 4, "num_samples": NUM_SAMPLES}
 
