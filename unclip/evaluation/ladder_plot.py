@@ -38,7 +38,7 @@ def draw_ladder(path: Path, prior: Mapping[str, Any], sweeps: Mapping[str, Any])
             for axes, curve in zip(row, LABELS, strict=True):
                 _draw_curve(axes, curve, metric, [point for point in sweeps["points"] if point["curve"] == curve])
             row[0].set_ylabel(name, color=INK, fontsize=9)
-        panels[0][0].set_ylim(0.0, max(0.05, *(1.05 * point["high"] for point in sweeps["points"] if point["curve"] != STEPS)))
+        panels[0][0].set_ylim(0.0, max(0.05, *(1.05 * point["high"] for point in sweeps["points"])))
         for axes, label in zip(panels[-1], LABELS.values(), strict=True):
             axes.set_xlabel(label, color=INK, fontsize=9)
         parts[1].suptitle(f"on {sweeps['captions']} validation captions", color=INK, fontsize=10)
