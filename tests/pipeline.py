@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 STAGES = ("source", "download", "clip", "embed", "index", "prior", "decoder", "evaluate")
-COMMANDS = {"prior": ["train", "prior"], "decoder": ["train", "decoder"]}
+COMMANDS = {"prior": ["train", "prior"], "decoder": ["train", "decoder"], "evaluate prior": ["evaluate", "prior"]}
 SECONDS = 280
 
 # Read by every Python process that has the folder on its PYTHONPATH: whoever speaks to anything but this machine is written down.

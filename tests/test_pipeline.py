@@ -303,6 +303,16 @@ def test_inspect_shows_any_result(root: Path, name: str, words: list[str]) -> No
     assert all(word in done.stdout for word in words), done.stdout
 
 
+def test_priors_are_measured_without_a_decoder(root: Path, tmp_path: Path) -> None:
+    copy = copied(root, tmp_path / "root")
+    shutil.rmtree(folder_of(copy, "decoder"))
+    shutil.rmtree(folder_of(copy, "evaluate"))
+    done = unclip("evaluate prior", copy)
+    assert done.returncode == 0, done.stderr
+    assert "nearest training" in done.stdout
+    assert {path.name for path in (copy / "report").iterdir()} == {"prior.html", "prior.json", "prior.png"}
+
+
 def test_inspect_shows_a_root_and_refuses_a_stranger(root: Path, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "unclip", "inspect", str(root)], env=environment(), capture_output=True, text=True, check=False)
     assert all(stage in done.stdout for stage in STAGES)

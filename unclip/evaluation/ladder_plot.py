@@ -17,7 +17,8 @@ from unclip.files import replacing
 COLOURS = ("#d9822b", "#4a8fd0", "#4fa36a", "#a86fb8", "#c95d63", "#8a8a3c")
 OURS, BARS = "#d9822b", "#8fb4d9"
 SHORT = {TRUE: "true embedding", TEXT: "text as image", NEAREST: "nearest training"}
-WIDTH, LADDER_HEIGHT, CURVES_HEIGHT = 10.5, 0.27, 2.9  # inches; the ladder's height is that of one bar
+WIDTH, LADDER_HEIGHT, CURVES_HEIGHT = 10.5, 0.27, 4.2  # inches; the ladder's height is that of one bar
+MEASURED = {"recall_at_10": "recall@10", "image_cosine": "cosine to the true image"}
 LABELS = {BEST_OF: "draws that the best is taken of", GUIDANCE: "guidance scale", STEPS: "sampling steps"}
 
 
@@ -32,9 +33,15 @@ def draw_ladder(path: Path, prior: Mapping[str, Any], sweeps: Mapping[str, Any])
     for axes, (split, found) in zip(parts[0].subplots(1, len(prior), squeeze=False, sharey=True)[0], prior.items(), strict=True):
         _draw_bars(axes, split, found)
     if sweeps["points"]:
-        for axes, curve in zip(parts[1].subplots(1, len(LABELS), sharey=True), LABELS, strict=True):
-            _draw_curve(axes, curve, [point for point in sweeps["points"] if point["curve"] == curve])
-        parts[1].suptitle(f"recall@10 (solid) and cosine to the true image (dotted), {sweeps['captions']} validation captions", color=INK, fontsize=9)
+        panels = parts[1].subplots(len(MEASURED), len(LABELS), sharex="col", sharey="row")
+        for row, (metric, name) in zip(panels, MEASURED.items(), strict=True):
+            for axes, curve in zip(row, LABELS, strict=True):
+                _draw_curve(axes, curve, metric, [point for point in sweeps["points"] if point["curve"] == curve])
+            row[0].set_ylabel(name, color=INK, fontsize=9)
+        panels[0][0].set_ylim(0.0, max(0.05, *(1.05 * point["high"] for point in sweeps["points"])))
+        for axes, label in zip(panels[-1], LABELS.values(), strict=True):
+            axes.set_xlabel(label, color=INK, fontsize=9)
+        parts[1].suptitle(f"on {sweeps['captions']} validation captions", color=INK, fontsize=10)
     with replacing(path) as aside:
         figure.savefig(aside, format="png")
 
@@ -51,22 +58,23 @@ def _draw_bars(axes: Axes, split: str, found: Mapping[str, Any]) -> None:
     axes.barh(range(len(names)), recalls, xerr=errors, color=colours, ecolor=INK, height=0.65, capsize=2)
     axes.axvline(found["chance"]["recall_at_10"], color=INK, linewidth=0.8, linestyle=":")
     axes.set_yticks(range(len(names)), [SHORT.get(name, name) for name in names])
-    axes.invert_yaxis()
+    axes.set_ylim(len(names) - 0.5, -0.5)  # the first row on top, in every panel
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_xlim(0.0, 1.0)
-    _dress(axes, f"recall@10, {split}", f"{found['captions']} captions among {found['gallery']:,} images; dotted: chance")
+    axes.set_title(f"recall@10, {split}", color=INK, fontsize=10)
+    axes.set_xlabel(f"{found['captions']} captions among {found['gallery']:,} images; dotted: chance", color=INK, fontsize=9)
+    _dress(axes)
 
 
-def _draw_curve(axes: Axes, curve: str, points: list[Mapping[str, Any]]) -> None:
+def _draw_curve(axes: Axes, curve: str, metric: str, points: list[Mapping[str, Any]]) -> None:
     lines: dict[str, list[Mapping[str, Any]]] = {}
     for point in points:
         lines.setdefault(point["sampler"] if curve == STEPS else point["prior"], []).append(point)
     for colour, (name, line) in zip(COLOURS, lines.items(), strict=False):
         x = [point["value"] for point in line]
-        axes.plot(x, [point["recall_at_10"] for point in line], color=colour, marker="o", markersize=3.5, linewidth=1.6, label=name)
-        if curve != STEPS:  # several samplers' bands over each other hide the lines
+        axes.plot(x, [point[metric] for point in line], color=colour, marker="o", markersize=3.5, linewidth=1.6, label=name)
+        if metric == "recall_at_10" and curve != STEPS:  # several samplers' bands over each other hide the lines
             axes.fill_between(x, [point["low"] for point in line], [point["high"] for point in line], color=colour, alpha=0.15, linewidth=0)
-        axes.plot(x, [point["image_cosine"] for point in line], color=colour, linestyle=":", linewidth=1.4)
     ticks = sorted({point["value"] for point in points})
     if ticks and ticks[0] > 0:
         axes.set_xscale("log")
@@ -74,16 +82,13 @@ def _draw_curve(axes: Axes, curve: str, points: list[Mapping[str, Any]]) -> None
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_ylim(0.0, 1.0)
     if lines:
         axes.legend(fontsize=8, frameon=False, labelcolor=INK)
-    _dress(axes, curve, LABELS[curve])
+    _dress(axes)
 
 
-def _dress(axes: Axes, title: str, label: str) -> None:
+def _dress(axes: Axes) -> None:
     axes.patch.set_alpha(0.0)
-    axes.set_title(title, color=INK, fontsize=10)
-    axes.set_xlabel(label, color=INK, fontsize=9)
     axes.tick_params(colors=INK, labelsize=8.5)
     axes.grid(visible=True, color=INK, alpha=0.2)
     axes.set_axisbelow(True)

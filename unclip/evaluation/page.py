@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ def render(report: Mapping[str, Any], folder: Path, *, template: str = REPORT) -
     """The page of a report whose pictures lie under `folder`. Everything from outside, captions first, is escaped."""
     loader = jinja2.FunctionLoader(lambda name: resources.files("unclip.evaluation").joinpath(name).read_text(encoding="utf-8"))
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"share": share, "count": count, "decimal": decimal, "seconds": seconds, "as_json": as_json}
+    environment.filters |= {"share": share, "count": count, "decimal": decimal, "tenths": tenths, "ends": ends, "seconds": seconds, "as_json": as_json}
     environment.globals["picture"] = lambda name: data_uri(folder / name)
     return environment.get_template(template).render(report=report)
 
@@ -40,6 +40,16 @@ def count(value: float | None) -> str:
 def decimal(value: float | None) -> str:
     """0.62512 -> "0.625"."""
     return MISSING if value is None else f"{value:.3f}"
+
+
+def tenths(value: float | None) -> str:
+    """1234.56 -> "1,234.6"."""
+    return MISSING if value is None else f"{value:,.1f}"
+
+
+def ends(interval: Sequence[float], kind: str) -> str:
+    """[0.011, 0.061] -> "1.1 to 6.1" for a "share", in per cent, and "0.011 to 0.061" for a "decimal"."""
+    return " to ".join(f"{end * 100:.1f}" if kind == "share" else f"{end:.3f}" for end in interval)
 
 
 def seconds(value: float) -> str:

@@ -64,7 +64,8 @@ def compare_draws(predicted: Predictions, real: np.ndarray, *, seed: int) -> dic
     sentence = (
         f"In spread {_said(winner)}: two draws of the {kind} prior for one caption lie {ratio:.2f} times ({ends[0]:.2f} to {ends[1]:.2f}) as far apart "
         f"as two real images of it, where 1 is right and a baseline's one answer gives 0. "
-        f"It misses 1 by {1 - abs(1 - ratio):+.2f} less (95 % interval {low:+.2f} to {high:+.2f}{_why(winner, num)}; {num} captions have several images)."
+        f"In distance from 1 it gains {1 - abs(1 - ratio):+.2f} (95 % interval {low:+.2f} to {high:+.2f}{_why(winner, num)}; "
+        f"{num} captions have several images)."
     )
     return {"winner": winner, "rival": None, "ratio": ratio, "low": low, "high": high, "captions": num, "sentence": sentence}
 
@@ -89,7 +90,7 @@ def compare_spread(rows: Mapping[str, np.ndarray], chosen: str, *, seed: int) ->
     sentence = (
         f"In spread over captions (no real images share one, or one answer is all there is) {_said(winner)}: "
         f"the answers of {chosen} lie {ours:.2f} times as far apart as the true embeddings, those of the best baseline ({rival}) {theirs:.2f} times. "
-        f"It misses 1 by {abs(1 - theirs) - abs(1 - ours):+.2f} less (95 % interval {low:+.2f} to {high:+.2f}{_why(winner, num)})."
+        f"In distance from 1 it gains {abs(1 - theirs) - abs(1 - ours):+.2f} (95 % interval {low:+.2f} to {high:+.2f}{_why(winner, num)})."
     )
     return {"winner": winner, "rival": rival, "ratio": ours, "low": low, "high": high, "captions": num, "sentence": sentence}
 
