@@ -90,7 +90,7 @@ def ours(*, width: int = E, depth: int = DEPTH, emb: int = E) -> Contender:
         x0 = model.whiten(captions.image_emb).repeat_interleave(draws, 0)
         i = torch.randint(NUM_TRAIN_STEPS, (len(x0),))
         x_t, t = add_noise(schedule, x0, i, torch.randn_like(x0)), schedule.timesteps[i].to(device)
-        return F.mse_loss(model(x_t, t, model.read_text(condition(captions), keep).repeat(draws)), x0)
+        return F.mse_loss(model(condition(captions), keep, x_t.view(num, draws, -1), t.view(num, draws)).flatten(0, 1), x0)
 
     def draw(captions: Captions, num_samples: int, num_calls: int) -> Tensor:
         sampling = PriorSampling(num_steps=num_calls)
