@@ -117,7 +117,8 @@ def test_the_command_trains_in_two_processes_to_the_same_curve(root: Path, tmp_p
     assert len(ours) == theirs[-1]["step"]
     assert ours[-1]["loss"] == pytest.approx(theirs[-1]["loss"], rel=1e-5)
     weights, others = (weights_of(folder_of(where, "prior") / "diffusion") for where in (copy, root))
-    assert max(float((weights[name] - others[name]).abs().max()) for name in others) < 1e-4
+    for name in others:  # the biases of keys have no gradient but rounding, of which AdamW makes steps
+        torch.testing.assert_close(weights[name], others[name], atol=2e-3 if "qkv.bias" in name else 1e-4, rtol=1e-4)
     assert processes_of(copy) == []
 
 

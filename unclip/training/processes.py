@@ -48,9 +48,10 @@ def crew() -> Iterator[bool]:
     if not is_leader():
         _follow()
         yield False
-    else:
-        yield True
-        dist.broadcast_object_list([None])
+        dist.barrier()
+        os._exit(0)  # all is written, by the leader; gloo's threads now and then abort a process that takes them down in order
+    yield True
+    dist.broadcast_object_list([None])
     dist.barrier()
     dist.destroy_process_group()
 
@@ -65,7 +66,11 @@ def together(work: Callable[Arguments, Result], *args: Arguments.args, **kwargs:
 def _follow() -> None:
     while True:
         asked: list[tuple[Callable[..., object], tuple[object, ...], dict[str, object]] | None] = [None]
-        dist.broadcast_object_list(asked)
+        try:
+            dist.broadcast_object_list(asked)
+        except RuntimeError:  # the leader has ended, and says why; what it says and its exit code come first
+            time.sleep(SPEAK_FIRST_SECONDS)
+            raise SystemExit(1) from None
         if asked[0] is None:
             return
         work, args, kwargs = asked[0]
