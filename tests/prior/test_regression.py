@@ -101,3 +101,9 @@ def test_captions_longer_than_the_network_are_refused(make_store: Store, tmp_pat
     store = make_store(rng.normal(size=(8, E)), rng.normal(size=(8, E)))
     with pytest.raises(UnclipError, match=r"prior\.regression\.network\.max_text_tokens is 1, .* has 2 tokens"):
         train_regression_prior(store, tmp_path / "run", RegressionPriorTraining(reading="store", network=RegressionPriorConfig(max_text_tokens=1)))
+
+
+def test_a_contrast_over_pieces_of_a_batch_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"compares the whole batch.*accumulate 1, got 2"):
+        RegressionPriorTraining(training=TrainingConfig(batch_size=32, accumulate=2))
+    RegressionPriorTraining(contrastive_weight=0.0, training=TrainingConfig(batch_size=32, accumulate=2))

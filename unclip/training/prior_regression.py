@@ -44,6 +44,8 @@ class RegressionPriorTraining:
     def __post_init__(self) -> None:
         if self.contrastive_weight < 0.0:
             raise ValueError(f"contrastive_weight must not be negative, got {self.contrastive_weight}")
+        if self.contrastive_weight and self.training.accumulate != 1:
+            raise ValueError(f"the contrastive loss compares the whole batch; expected training.accumulate 1, got {self.training.accumulate}")
 
 
 def train_regression_prior(store: Path, run: Path, config: RegressionPriorTraining) -> Path:
@@ -73,7 +75,7 @@ def train_regression_prior(store: Path, run: Path, config: RegressionPriorTraini
 def contrastive_loss(predicted: Tensor, text_emb: Tensor) -> Tensor:
     """How badly each raw predicted image embedding (B, E) finds its own among the batch's text embeddings (B, E), in nats (arXiv 2312.04655).
 
-    Only the rows of this call compete: a batch that is spread over processes or taken in several goes has fewer rivals.
+    Only the rows of this call compete: in a batch that is spread over processes each row has fewer rivals.
     """
     logits = F.normalize(predicted, dim=-1) @ F.normalize(text_emb, dim=-1).T / TEMPERATURE
     return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
