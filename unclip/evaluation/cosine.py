@@ -14,7 +14,7 @@ QUINTET = ("baseline", "text", "image", "unrelated", "difference")
 
 
 def quintet(emb: np.ndarray, true_emb: np.ndarray, text_emb: np.ndarray) -> dict[str, np.ndarray]:
-    """The five cosines of paper.md 4.1 for each caption, (c,) each, from embeddings (c, E).
+    """The five cosines that prior trainers report, for each caption, (c,) each, from embeddings (c, E).
 
     `baseline` of caption and true image, `text` of caption and prediction, `image` of true image and prediction,
     `unrelated` of the caption and the prediction for the caption before it (NaN where there is one caption), and

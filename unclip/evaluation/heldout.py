@@ -161,7 +161,7 @@ def read_pictures(shards: Path, splits: Sequence[HeldOut], *, image_size: int) -
 def predict(
     rows: Rows, clip: Clip, priors: Mapping[PriorKind, Prior], store: Path, generate: GenerateConfig, *, prior: PriorKind, batch_size: int, label: str
 ) -> Predictions:
-    """The ladder of paper.md 4.3 without pixels: the truth, all priors there are, and what costs nothing.
+    """The ladder without pixels: the truth, all priors there are, and what costs nothing.
 
     Of a prior that is sampled the first draw and the best one; the first is among those that the best is chosen from.
 
