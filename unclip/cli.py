@@ -16,9 +16,10 @@ from unclip.files import UnclipError, exclusive, read_json, write_json
 if TYPE_CHECKING:
     from unclip.config import RunConfig
     from unclip.data.manifest import Manifest
+    from unclip.data.verify import Fault
     from unclip.prior.condition import PriorKind
 
-USER_ERROR, INTERRUPTED = 2, 130
+FAULTY, USER_ERROR, INTERRUPTED = 1, 2, 130
 RUN_LOCK = ".run.lock"
 DEFAULT_PRESET = "small"  # sizes that two CPU cores can train in an hour
 RUN_CONFIG = "run.json"  # the config that a root was last worked on with
@@ -358,6 +359,40 @@ def search(
     with replacing(out) as aside:
         sheet.save(aside, format="PNG")
     _console.print(f"contact sheet: [bold]{out}[/]", highlight=False)
+
+
+@app.command(group=USE)
+def verify(*, root: Root) -> None:
+    """Read every byte of the shards and the embedding store, and say which parts are not what they were made as.
+
+    Ends with exit code 1 where one is at fault.
+    """
+    from unclip.stages import verify_data
+
+    faults = verify_data(_resolve(root=root))
+    if faults:
+        _console.print(_fault_table(faults, "Parts at fault; `unclip repair` makes them again:"))
+        raise SystemExit(FAULTY)
+    _console.print("All shards and parts are what they were made as.")
+
+
+@app.command(group=USE)
+def repair(*, root: Root) -> None:
+    """Make again the shards and parts of the embedding store that `unclip verify` finds at fault, and no others."""
+    from unclip.stages import repair_data
+
+    faults = repair_data(_resolve(root=root))
+    if faults:
+        _console.print(_fault_table(faults, "These parts were made again:"))
+    else:
+        _console.print("All shards and parts are what they were made as; nothing was to do.")
+
+
+def _fault_table(faults: "list[Fault]", title: str) -> Table:
+    table = Table("stage", "part", "what was wrong", title=title, title_justify="left")
+    for fault in faults:
+        table.add_row(fault.stage, fault.part, fault.what)
+    return table
 
 
 @app.command(group=USE)

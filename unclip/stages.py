@@ -15,6 +15,7 @@ from unclip.data.embed import embed, embed_inputs
 from unclip.data.index import build_index, index_inputs
 from unclip.data.manifest import Manifest, finished_manifest, is_current
 from unclip.data.source import SourceConfig, build_source, source_inputs
+from unclip.data.verify import Fault, discard, verify
 from unclip.decoder import load_decoder
 from unclip.evaluation.prior_report import evaluate_priors
 from unclip.evaluation.report import EvaluateSection, evaluate, evaluate_inputs
@@ -184,6 +185,36 @@ def pending(config: RunConfig) -> list[str]:
         UnclipError: a folder was made with another config.
     """
     return [name for name in STAGES if not is_done(name, config)]
+
+
+def verify_data(config: RunConfig) -> list[Fault]:
+    """What is wrong with the shards and the embedding store of a root; see `verify`.
+
+    Raises:
+        UnclipError: a stage has not finished, or another run holds the root.
+    """
+    paths = paths_of(config)
+    with exclusive(paths.root):
+        return verify(paths.shards, paths.embeddings, paths.clip)
+
+
+def repair_data(config: RunConfig) -> list[Fault]:
+    """Makes again the shards and parts that are at fault, and no others; returns what was wrong.
+
+    Raises:
+        UnclipError: a stage has not finished, another run holds the root, or a fault is still there afterwards.
+    """
+    paths = paths_of(config)
+    with exclusive(paths.root):
+        faults = verify(paths.shards, paths.embeddings, paths.clip)
+        discard(faults, paths.shards, paths.embeddings)
+        if any(fault.stage == "download" for fault in faults):
+            STAGES["download"].run(config, paths)
+        if faults:
+            STAGES["embed"].run(config, paths)
+            if left := verify(paths.shards, paths.embeddings, paths.clip):
+                raise UnclipError(f"{len(left)} parts are still at fault, the first is {left[0].part} ({left[0].what}); remove {paths.root} and run again")
+    return faults
 
 
 def measure_priors(config: RunConfig) -> dict[str, Any]:
