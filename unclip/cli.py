@@ -244,7 +244,7 @@ def _without_nproc(arguments: list[str]) -> list[str]:
 @train_app.command(name="prior")
 def train_prior(
     *, preset: Preset = "", config: ConfigFile = None, root: Root = "", source: Source = "", url_column: Column = "",
-    caption_column: Column = "", kind: Literal["", "diffusion", "autoregressive", "regression", "linear"] = "", nproc: Processes = 1,
+    caption_column: Column = "", kind: Literal["all", "diffusion", "autoregressive", "regression", "linear"] = "all", nproc: Processes = 1,
     max_steps: MaxSteps = 0, max_minutes: MaxMinutes = 0.0, dry_run: DryRun = False,
 ) -> None:  # fmt: skip
     """Train the priors: from a caption to a CLIP image embedding.
@@ -252,7 +252,7 @@ def train_prior(
     Parameters
     ----------
     kind
-        Train this kind alone; the root remembers it beside those it has. Without it all of prior.kinds are trained.
+        Train this kind alone; the root remembers it beside those it has. All are those of prior.kinds.
     """
     import dataclasses
 
@@ -260,7 +260,7 @@ def train_prior(
 
     resolved = _resolve(preset, config, root, source, url_column, caption_column)
     section = resolved.prior
-    if kind:
+    if kind != "all":
         kinds = section.kinds if kind in section.kinds else (*section.kinds, kind)
         resolved = dataclasses.replace(resolved, prior=dataclasses.replace(section, kinds=kinds))
         section = dataclasses.replace(section, kinds=(kind,))
@@ -282,7 +282,7 @@ def train_decoder(
 @app.command(group=USE)
 def generate(
     caption: str, /, *, root: Root, num: int = 4, seed: int = 0, out: Path = Path("generated.png"),
-    prior: Literal["", "none", "diffusion", "autoregressive", "regression", "linear"] = "",
+    prior: Literal["first", "none", "diffusion", "autoregressive", "regression", "linear"] = "first",
 ) -> None:  # fmt: skip
     """Make pictures of a caption.
 
@@ -300,8 +300,8 @@ def generate(
     out
         The contact sheet to write.
     prior
-        Which of the trained priors, if not the first of prior.kinds; or none: the text embedding as if it were an image
-        embedding, for comparison.
+        Which of the trained priors: the first of prior.kinds, or one by its kind; or none: the text embedding as if it
+        were an image embedding, for comparison.
     """
     import dataclasses
 
@@ -314,7 +314,7 @@ def generate(
         raise UnclipError(f"--num must be at least 1, got {num}")
     config = _resolve(root=root)
     sampling = dataclasses.replace(config.generate, seed=seed)
-    kind: PriorKind | None = config.prior.kinds[0] if prior == "" else None if prior == "none" else prior
+    kind: PriorKind | None = config.prior.kinds[0] if prior == "first" else None if prior == "none" else prior
     made = generation.generate(load_models(config, kind), [caption] * num, sampling)
     labels = [f"similarity {values.max():.3f}" for values in made.similarities]
     write_generation(out, contact_sheet(made.pictures, labels, columns=min(num, 8)), made, sampling, kind)
