@@ -1,6 +1,7 @@
-# make demo   the whole pipeline on an embedded data set (WORLD=shapes or emoji), ends with pictures and a report
-# make test   every gate: format, lint, types, import contracts, tests
-# make bench  speed and memory of the prior beside DALLE2-pytorch and diffusers
+# make demo       the whole pipeline on an embedded data set (WORLD=shapes or emoji), ends with pictures and a report
+# make test       every gate: format, lint, types, import contracts, tests
+# make test-all   the same, and then the tests that take minutes: kills at random, fault servers under load
+# make bench      speed and memory of each hot path beside its peers (ONLY="prior" for one of them)
 
 PYTHON ?= python3
 WORLD ?= shapes
@@ -13,7 +14,7 @@ PEERS := $(VENV)/peers
 export DO_NOT_TRACK := 1
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: demo test bench environment environment-dev format
+.PHONY: demo test test-all bench environment environment-dev format
 
 demo: environment
 	$(BIN)/unclip run --preset $(PRESET_$(WORLD))
@@ -23,10 +24,13 @@ test: environment-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(BIN)/pytest -n 2 --dist loadgroup -m "not slow"
 
-bench: environment-dev $(PEERS)/installed
-	$(BIN)/python -m tests.benchmarks --peers $(PEERS)
+test-all: test
+	$(BIN)/pytest -n 2 --dist loadgroup -m slow
+
+bench: environment-dev $(PEERS)/prior/installed
+	$(BIN)/python -m tests.benchmarks --peers $(PEERS) $(ONLY)
 
 format: environment-dev
 	$(BIN)/ruff format .
@@ -45,8 +49,8 @@ $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-# what only the benchmark compares with wants older packages than we have, so it lives outside of the environment
-$(PEERS)/installed: tests/benchmarks/peers.txt $(VENV)/installed-dev
-	rm -rf $(PEERS)
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(PEERS) --requirement tests/benchmarks/peers.txt
+# what only a benchmark compares with wants older packages than we have, so it lives outside of the environment
+$(PEERS)/prior/installed: tests/benchmarks/peers/prior.txt $(VENV)/installed-dev
+	rm -rf $(@D)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(@D) --requirement $<
 	touch $@

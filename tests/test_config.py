@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from unclip.cli import split_settings
+from unclip.cli.options import split_settings
 from unclip.config import as_dict, check_config, full_path, load_config, presets
 from unclip.files import UnclipError
 

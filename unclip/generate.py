@@ -13,8 +13,8 @@ from unclip.clip import Clip
 from unclip.data.loader import as_pictures
 from unclip.decoder import Decoder, DecoderCondition
 from unclip.diffusion.guidance import guided
-from unclip.diffusion.sampling import Noise, SamplerName, make_denoiser, sample
-from unclip.diffusion.schedule import make_schedule, respace
+from unclip.diffusion.sampling import Denoiser, Noise, SamplerName, make_denoiser, sample
+from unclip.diffusion.schedule import Schedule, make_schedule, respace
 from unclip.prior.condition import Prior, PriorSampling, TextCondition, best_of, similarities
 from unclip.progress import progress
 
@@ -49,6 +49,8 @@ class GenerateConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.sampler == "analytic":
             raise ValueError("sampler of the decoder must be ddpm, ddim or dpm++: what the analytic one needs is measured for the prior only")
+        if self.eta and self.sampler != "ddim":
+            raise ValueError(f"eta is a setting of the ddim sampler; expected 0.0 with {self.sampler!r}, got {self.eta}")
 
 
 @dataclass(frozen=True)
@@ -106,16 +108,21 @@ def draw_candidates(prior: Prior | None, condition: TextCondition, config: Gener
     return prior.draw(condition, num_samples=config.num_candidates, sampling=config.prior, noise=noise)
 
 
-@torch.no_grad()
-def decode_embeddings(decoder: Decoder, image_emb: Tensor, condition: TextCondition, config: GenerateConfig, *, rows: Sequence[int]) -> np.ndarray:
-    """Pictures (B, H, H, 3) uint8 of image embeddings (B, E) and their captions. `rows` seed the noise."""
-    side, device = decoder.config.unet.image_size, image_emb.device
-    visible = torch.ones(len(image_emb), dtype=torch.bool, device=device)
+def decoder_denoiser(decoder: Decoder, image_emb: Tensor, condition: TextCondition, config: GenerateConfig) -> tuple[Denoiser, Schedule]:
+    """The decoder, guided, as samplers take it, for image embeddings (B, E) and their captions; and the steps to sample with."""
+    visible = torch.ones(len(image_emb), dtype=torch.bool, device=image_emb.device)
     told = DecoderCondition(image_emb, condition.text_tokens, condition.text_mask, visible, visible)
     network = guided(lambda x, t: decoder(x, t, told), lambda x, t: decoder(x, t, told.dropped()), config.guidance_scale)
     schedule = respace(make_schedule(decoder.config.schedule, decoder.config.num_train_steps), config.decoder_steps)
-    noise: Noise = RowNoise(config.seed, rows, DECODER_STREAM, (3, side, side), device)
-    denoiser = make_denoiser(network, schedule, decoder.config.prediction, clamp=PIXEL_CLAMP)
+    return make_denoiser(network, schedule, decoder.config.prediction, clamp=PIXEL_CLAMP), schedule
+
+
+@torch.no_grad()
+def decode_embeddings(decoder: Decoder, image_emb: Tensor, condition: TextCondition, config: GenerateConfig, *, rows: Sequence[int]) -> np.ndarray:
+    """Pictures (B, H, H, 3) uint8 of image embeddings (B, E) and their captions. `rows` seed the noise."""
+    side = decoder.config.unet.image_size
+    denoiser, schedule = decoder_denoiser(decoder, image_emb, condition, config)
+    noise: Noise = RowNoise(config.seed, rows, DECODER_STREAM, (3, side, side), image_emb.device)
     return as_pictures(sample(config.sampler, denoiser, schedule, noise(), noise, eta=config.eta))
 
 

@@ -17,8 +17,7 @@ from unclip.data.manifest import Manifest, finished_manifest, is_current
 from unclip.data.source import SourceConfig, build_source, source_inputs
 from unclip.data.verify import Fault, discard, verify
 from unclip.decoder import load_decoder
-from unclip.evaluation.prior_report import evaluate_priors
-from unclip.evaluation.report import EvaluateSection, evaluate, evaluate_inputs
+from unclip.evaluation.config import EvaluateSection, evaluate_inputs
 from unclip.files import UnclipError, exclusive
 from unclip.generate import Models
 from unclip.layout import Paths, lay_out
@@ -84,6 +83,13 @@ def _evaluate_section(config: RunConfig) -> EvaluateSection:
     return EvaluateSection(world=world, prior=config.prior.kinds[0], evaluate=config.evaluate, generate=config.generate)
 
 
+def _run_evaluate(config: RunConfig, paths: Paths) -> Manifest:
+    from unclip.evaluation.report import evaluate  # plots and judges, which no other stage should wait for
+
+    priors = trained_priors(paths.prior, device=device_of(config))
+    return evaluate(paths, load_models(config, config.prior.kinds[0]), priors, _evaluate_section(config))
+
+
 STAGES: Mapping[str, Stage] = {
     "source": Stage(
         does="reads the table or folder of links and captions, and rejects what can't be used",
@@ -142,9 +148,7 @@ STAGES: Mapping[str, Stage] = {
         folder=lambda paths: paths.report,
         section=_evaluate_section,
         inputs=lambda config, paths: evaluate_inputs(paths),
-        run=lambda config, paths: evaluate(
-            paths, load_models(config, config.prior.kinds[0]), trained_priors(paths.prior, device=device_of(config)), _evaluate_section(config)
-        ),
+        run=_run_evaluate,
     ),
 }
 
@@ -223,6 +227,8 @@ def measure_priors(config: RunConfig) -> dict[str, Any]:
     Raises:
         UnclipError: a stage before the prior, or the prior, has not finished; or another run holds the root.
     """
+    from unclip.evaluation.prior_report import evaluate_priors
+
     paths, device = paths_of(config), device_of(config)
     with exclusive(paths.root):
         finished_manifest(paths.clip, "clip")

@@ -12,8 +12,7 @@ from unclip.data.embed import EmbedConfig, embed
 from unclip.data.index import IndexConfig, build_index
 from unclip.data.source import SourceConfig, build_source
 from unclip.decoder import DecoderConfig, load_decoder
-from unclip.evaluation.config import EvaluateConfig
-from unclip.evaluation.report import EvaluateSection
+from unclip.evaluation.config import EvaluateConfig, EvaluateSection
 from unclip.generate import GenerateConfig, Models
 from unclip.layout import Paths, lay_out
 from unclip.nn.unet import UNetConfig

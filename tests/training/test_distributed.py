@@ -15,7 +15,7 @@ import torch
 from tests.pipeline import command, copied, environment, folder_of, manifest
 from tests.training.toy import CONFIG, TOGETHER, rows_of, train_toy, weights_of
 from unclip import checkpoint
-from unclip.cli import _without_nproc
+from unclip.cli.train import without_nproc
 from unclip.files import UnclipError
 from unclip.training.config import TrainingConfig
 
@@ -153,5 +153,5 @@ def test_a_users_error_in_the_processes_is_the_commands_own(root: Path, tmp_path
 
 
 def test_one_process_gets_the_command_without_its_number() -> None:
-    assert _without_nproc(["train", "prior", "--nproc", "2", "--root", "a"]) == ["train", "prior", "--root", "a"]
-    assert _without_nproc(["train", "--nproc=2", "prior", "--dry-run"]) == ["train", "prior", "--dry-run"]
+    assert without_nproc(["train", "prior", "--nproc", "2", "--root", "a"]) == ["train", "prior", "--root", "a"]
+    assert without_nproc(["train", "--nproc=2", "prior", "--dry-run"]) == ["train", "prior", "--dry-run"]

@@ -1,8 +1,11 @@
-"""The settings of the evaluate stage."""
+"""The settings of the evaluate stage, and what it reads."""
 
 from dataclasses import dataclass
 
-from unclip.data.manifest import runtime
+from unclip.data.manifest import finished_manifest, runtime
+from unclip.generate import GenerateConfig
+from unclip.layout import Paths
+from unclip.prior.condition import PriorKind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,3 +43,30 @@ class EvaluateConfig:
         for name, least in (("sweep_guidance", 0.0), ("sweep_steps", 1)):
             if any(value < least for value in getattr(self, name)):
                 raise ValueError(f"{name} must hold nothing under {least}, got {list(getattr(self, name))}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSection:
+    """What decides what the stage measures.
+
+    Attributes:
+        world: which data set made here it is, "" for one's own.
+        prior: the kind of prior that pictures are made with.
+        evaluate, generate: how much is made, and how.
+    """
+
+    world: str
+    prior: PriorKind
+    evaluate: EvaluateConfig
+    generate: GenerateConfig
+
+
+def evaluate_inputs(paths: Paths) -> dict[str, str]:
+    """What the stage would read today.
+
+    Raises:
+        UnclipError: an earlier stage has not finished.
+    """
+    folders = {"shards": ("download", paths.shards), "embeddings": ("embed", paths.embeddings), "index": ("index", paths.index)}
+    folders |= {"clip": ("clip", paths.clip), "prior": ("prior", paths.prior), "decoder": ("decoder", paths.decoder)}
+    return {name: finished_manifest(folder, stage).digest for name, (stage, folder) in folders.items()}

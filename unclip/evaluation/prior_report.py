@@ -11,8 +11,9 @@ from unclip.clip import Clip
 from unclip.data.index import open_index
 from unclip.data.manifest import finished_manifest
 from unclip.evaluation import ladder_plot, page
+from unclip.evaluation.config import EvaluateSection
 from unclip.evaluation.heldout import read_held_out
-from unclip.evaluation.report import LADDER, EvaluateSection, measure_priors, without_nan
+from unclip.evaluation.report import LADDER, measure_priors, without_nan
 from unclip.files import read_json, replacing
 from unclip.layout import Paths
 from unclip.prior.condition import Prior, PriorKind

@@ -6,7 +6,6 @@ import os
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,13 @@ from PIL import Image
 
 from unclip.clip import Clip
 from unclip.data.index import Index, open_index
-from unclip.data.manifest import Manifest, Stage, finished_manifest, identity, versions
+from unclip.data.manifest import Manifest, Stage, identity, versions
 from unclip.evaluation import clip, counts, curves, judge, ladder_plot, page, prior, sweeps
-from unclip.evaluation.config import EvaluateConfig
+from unclip.evaluation.config import EvaluateSection, evaluate_inputs
 from unclip.evaluation.heldout import SHAPES, TRAIN, HeldOut, Predictions, predict, read_held_out, read_pictures
 from unclip.evaluation.pictures import comparison_sheet, contact_sheet, save_png
 from unclip.files import fingerprint, read_json, remove_leftovers, replacing
-from unclip.generate import GenerateConfig, Models
+from unclip.generate import Models
 from unclip.layout import Paths
 from unclip.prior.condition import Prior, PriorKind
 
@@ -34,33 +33,6 @@ REPORT, PAGE, GRID, METRICS, PICTURES, CURVES = "report.json", "index.html", "gr
 LADDER = "prior.png"
 SHOWN_KINDS = {judge.REAL: "real", judge.DECODED: "reconstructed from its embedding", judge.PRIOR: "generated from the caption"}
 TABLE = pa.schema([(name, pa.string()) for name in ("section", "row", "metric")] + [("value", pa.float64())])
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateSection:
-    """What decides what the stage measures.
-
-    Attributes:
-        world: which data set made here it is, "" for one's own.
-        prior: the kind of prior that pictures are made with.
-        evaluate, generate: how much is made, and how.
-    """
-
-    world: str
-    prior: PriorKind
-    evaluate: EvaluateConfig
-    generate: GenerateConfig
-
-
-def evaluate_inputs(paths: Paths) -> dict[str, str]:
-    """What the stage would read today.
-
-    Raises:
-        UnclipError: an earlier stage has not finished.
-    """
-    folders = {"shards": ("download", paths.shards), "embeddings": ("embed", paths.embeddings), "index": ("index", paths.index)}
-    folders |= {"clip": ("clip", paths.clip), "prior": ("prior", paths.prior), "decoder": ("decoder", paths.decoder)}
-    return {name: finished_manifest(folder, stage).digest for name, (stage, folder) in folders.items()}
 
 
 def evaluate(paths: Paths, models: Models, priors: Mapping[PriorKind, Prior], section: EvaluateSection) -> Manifest:

@@ -1,34 +1,43 @@
 """Weights that are cut over processes (FSDP2): gathered for a checkpoint, and cut again from one."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 def shard(model: nn.Module, device: torch.device, num_processes: int) -> None:
     """Cuts a model's parameters over all processes; they are put together for each forward and backward pass."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     fully_shard(model, mesh=init_device_mesh(device.type, (num_processes,)))
+
+
+def _is_cut(value: Tensor) -> "TypeGuard[DTensor]":
+    return hasattr(value, "device_mesh")  # without its class, which takes longer to import than most commands need
 
 
 def own_part(value: Tensor) -> Tensor:
     """What this process holds of a tensor: all of one that is not cut."""
-    return value.to_local() if isinstance(value, DTensor) else value
+    return value.to_local() if _is_cut(value) else value
 
 
 def whole(value: Tensor) -> Tensor:
     """A tensor put together from all processes, each of which must ask for it."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
+    return value.full_tensor() if _is_cut(value) else value
 
 
 def cut_like(value: Tensor, like: Tensor) -> Tensor:
     """A whole tensor, cut as `like` is."""
-    if not isinstance(like, DTensor):
+    if not _is_cut(like):
         return value
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
 
 

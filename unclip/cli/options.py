@@ -1,0 +1,93 @@
+"""How a command line becomes a config: the options that commands share, and the `--section.name value` settings."""
+
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from unclip.files import UnclipError, read_json, write_json
+
+if TYPE_CHECKING:
+    from unclip.config import RunConfig
+
+DEFAULT_PRESET = "small"  # sizes that two CPU cores can train in an hour
+RUN_CONFIG = "run.json"  # the config that a root was last worked on with
+
+Preset = Annotated[
+    str,
+    Parameter(
+        help="A preset to start from: demo, emoji, small, shapes (for a GPU), karlo and paper (published sizes), tiny (for tests). "
+        "Without one, and without --config, the sizes of small."
+    ),
+]
+ConfigFile = Annotated[Path | None, Parameter(name="--config", help="A TOML (or JSON) file of settings, over the preset.")]
+Root = Annotated[str, Parameter(help="The folder of the data set; it remembers its config, so that later commands need no other option.")]
+Source = Annotated[str, Parameter(help="A table of links and captions (.parquet, .csv, .tsv, .jsonl) or a folder of captioned images.")]
+Column = Annotated[str, Parameter(help="The column's name in the source table.")]
+DryRun = Annotated[bool, Parameter(negative=(), help="Show the resolved config and what would be done, and do nothing.")]
+
+_settings: dict[str, Any] = {}  # the --section.name options of this command line
+
+
+def set_settings(settings: dict[str, Any]) -> None:
+    """Keeps the settings of this command line for `resolve`."""
+    _settings.clear()
+    _settings.update(settings)
+
+
+def resolve(
+    preset: str = "", file: Path | None = None, root: str = "", source: str = "", url_column: str = "", caption_column: str = "", world: str = ""
+) -> "RunConfig":
+    """The config of a command: preset and file, or else what the root remembers, with single settings over it."""
+    from unclip.config import load_config
+
+    remembered = Path(root or "") / RUN_CONFIG
+    if root and not preset and file is None and remembered.is_file():
+        file = remembered
+    unnamed = not preset and file is None
+    named = {"root": root, "source.path": source, "source.url_column": url_column, "source.caption_column": caption_column, "world.name": world}
+    # a source given here, or none at all, takes the place of the preset's world
+    settings: dict[str, Any] = {"world": None} if source or world or unnamed else {}
+    settings |= {name: value for name, value in named.items() if value} | _settings
+    return load_config(preset=DEFAULT_PRESET if unnamed else preset, file=file, settings=settings)
+
+
+def remember(config: "RunConfig") -> None:
+    """Writes the config into its root, where later commands find it."""
+    from unclip.config import as_dict
+
+    path, content = Path(config.root) / RUN_CONFIG, as_dict(config)
+    if not path.is_file() or read_json(path) != content:
+        write_json(path, content)
+
+
+def split_settings(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """Takes the `--section.name value` options out of a command line: the other arguments, and the settings.
+
+    Raises:
+        UnclipError: a setting has no value.
+    """
+    others: list[str] = []
+    settings: dict[str, Any] = {}
+    waiting = iter(arguments)
+    for argument in waiting:
+        name, equals, value = argument.partition("=")
+        if not (name.startswith("--") and "." in name):
+            others.append(argument)
+            continue
+        if not equals:
+            try:
+                value = next(waiting)
+            except StopIteration:
+                raise UnclipError(f"expected a value after {name}, such as {name} 8") from None
+        settings[name.removeprefix("--").replace("-", "_")] = _value(value)
+    return others, settings
+
+
+def _value(text: str) -> Any:
+    """A value as TOML reads it (8, 1e-3, true, [1, 2], "text"), and anything else as text."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

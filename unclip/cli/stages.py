@@ -1,0 +1,146 @@
+"""The commands of the stages: each does what is not yet done, `unclip run` all of them."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from cyclopts import App
+from rich.table import Table
+
+from unclip.cli.app import STAGES, app, console, evaluate_app
+from unclip.cli.options import Column, ConfigFile, DryRun, Preset, Root, Source, remember, resolve
+from unclip.files import UnclipError, exclusive
+
+if TYPE_CHECKING:
+    from unclip.config import RunConfig
+    from unclip.data.manifest import Manifest
+
+RUN_LOCK = ".run.lock"
+
+
+def _show_plan(config: "RunConfig") -> None:
+    from unclip.config import as_dict
+    from unclip.stages import STAGES, is_done, paths_of
+
+    console.print_json(data=as_dict(config))
+    table = Table("stage", "would be", "folder", "what it does", title="Nothing was done; this would be:", title_justify="left")
+    for name, stage in STAGES.items():
+        table.add_row(name, "skipped, it is done" if is_done(name, config) else "run", str(stage.folder(paths_of(config))), stage.does)
+    console.print(table)
+
+
+def _show_results(config: "RunConfig") -> None:
+    from unclip.stages import paths_of
+
+    report = paths_of(config).report
+    console.print(f"pictures: [bold]{report / 'grid.png'}[/]\nreport:   [bold]{report / 'index.html'}[/]", highlight=False)
+
+
+@app.command(group=STAGES)
+def run(
+    *, preset: Preset = "", config: ConfigFile = None, root: Root = "", source: Source = "", url_column: Column = "",
+    caption_column: Column = "", world: Literal["", "shapes", "emoji"] = "", dry_run: DryRun = False,
+) -> None:  # fmt: skip
+    """Run the whole pipeline: every stage that is not yet done, as one Prefect flow.
+
+    Parameters
+    ----------
+    world
+        An embedded data set instead of a source of your own.
+    """
+    resolved = resolve(preset, config, root, source, url_column, caption_column, world)
+    if not resolved.source.path and resolved.world is None:
+        raise UnclipError("expected a source: give --source TABLE_OR_FOLDER, or --preset demo for the embedded data set")
+    if dry_run:
+        _show_plan(resolved)
+        return
+    from unclip.stages import pending
+
+    if not pending(resolved):
+        console.print("All stages are done; nothing was to do.")
+    else:
+        from flows.environment import prepare
+
+        with exclusive(Path(resolved.root), RUN_LOCK):
+            remember(resolved)
+            prepare(Path(resolved.root))
+            from flows.everything import everything
+
+            everything(resolved)
+    _show_results(resolved)
+
+
+def work_on(name: str, config: "RunConfig", dry_run: bool, section: Any = None) -> None:
+    """Works on a stage. A `section` stands for the one of the config that is remembered, for this call alone."""
+    import dataclasses
+
+    if dry_run:
+        _show_plan(config)
+        return
+    from unclip.stages import pending, run_stage
+    from unclip.training.processes import crew
+
+    with crew() as leads:
+        if not leads:
+            return
+        pending(config)  # a config that does not fit the root is refused before it is remembered
+        remember(config)
+        used = config if section is None else dataclasses.replace(config, **{name: section})
+        manifest, worked = run_stage(name, used)
+    _show_stage(name, config, manifest, worked)
+
+
+def _show_stage(name: str, config: "RunConfig", manifest: "Manifest", worked: bool) -> None:
+    from unclip.stages import STAGES, paths_of
+
+    counts = manifest.counts
+    rejected = sum(counts.get("rejected", {}).values())
+    numbers = f"{counts['kept']:,} of {counts['rows_in']:,} rows kept, {rejected:,} rejected" if "kept" in counts else ""
+    state = f"done in {manifest.seconds:.0f} s" if worked else "was done already"
+    if worked and "steps" in counts:
+        state += f" with {counts['steps']:,} steps"  # fewer than num_steps where the call was bounded
+    console.print(f"{name}: {state}. {numbers}\n  {STAGES[name].folder(paths_of(config))}", highlight=False)
+
+
+def _add_stage(name: str, help_text: str, to: App) -> None:
+    def command(
+        *,
+        preset: Preset = "",
+        config: ConfigFile = None,
+        root: Root = "",
+        source: Source = "",
+        url_column: Column = "",
+        caption_column: Column = "",
+        dry_run: DryRun = False,
+    ) -> None:
+        work_on(name, resolve(preset, config, root, source, url_column, caption_column), dry_run)
+
+    command.__doc__ = help_text
+    if to is evaluate_app:  # the stage has the name of the group of commands
+        to.default(command)
+    else:
+        to.command(command, name=name, group=STAGES if to is app else None)
+
+
+_add_stage("source", "Read a table of links and captions, or a folder of captioned images; reject what can't be used, with a reason.", app)
+_add_stage("download", "Fetch the pictures with img2dataset into WebDataset shards.", app)
+_add_stage("clip", "Train a small CLIP on the shards, or take one from open_clip (--clip.model, --clip.pretrained).", app)
+_add_stage("embed", "Embed pictures and captions with CLIP into the Parquet store.", app)
+_add_stage("index", "Build the FAISS index over the image embeddings and measure its recall.", app)
+_add_stage("evaluate", "Generate from held-out captions, measure, and write the report.", evaluate_app)
+
+
+@evaluate_app.command(name="prior")
+def evaluate_prior(*, root: Root) -> None:
+    """Measure the priors alone: no decoder is needed, and no picture is made.
+
+    Writes prior.html (one page), prior.png and prior.json into the root's report folder.
+    """
+    from unclip.evaluation.prior_report import PAGE, ladder_table
+    from unclip.stages import measure_priors, paths_of
+
+    config = resolve(root=root)
+    measured = measure_priors(config)
+    for split, found in measured["prior"].items():
+        console.print(ladder_table(split, found))
+        console.print(found["verdict"]["sentence"], highlight=False, markup=False)
+    console.print(f"page: [bold]{paths_of(config).report / PAGE}[/]", highlight=False)
