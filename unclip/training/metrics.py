@@ -4,15 +4,17 @@ import math
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from unclip.files import UnclipError, fingerprint, replacing
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 METRICS = "metrics.parquet"
 NUM_BUCKETS = 4
@@ -53,7 +55,7 @@ class Recorder:
 
     def __init__(self, run: Path, name: Literal["tensorboard", "wandb", "none"], rows: list[Row], *, kind: str, start: int) -> None:
         self._run, self._rows, self._shown = run, rows, len(rows)
-        self._tensorboard = SummaryWriter(str(run / "tensorboard"), purge_step=start) if name == "tensorboard" else None
+        self._tensorboard = _tensorboard(run, start) if name == "tensorboard" else None
         self._wandb = _start_wandb(run, kind) if name == "wandb" else None
 
     def add(self, step: int, numbers: Mapping[str, float]) -> None:
@@ -98,3 +100,9 @@ def _start_wandb(run: Path, kind: str) -> Any:
 
     where = str(run.absolute())
     return wandb.init(project="unclip", group=kind, name=where, id=fingerprint(where), resume="allow", dir=where)  # a run that goes on is the same run
+
+
+def _tensorboard(run: Path, start: int) -> "SummaryWriter":
+    from torch.utils.tensorboard import SummaryWriter  # 0.3 s that only a training should wait for
+
+    return SummaryWriter(str(run / "tensorboard"), purge_step=start)
