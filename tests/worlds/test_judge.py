@@ -62,7 +62,15 @@ def test_an_object_that_is_missing_counts_as_wrong_in_all_it_should_have_been() 
     scene = Scene((Object("small", "red", "circle"), Object("large", "blue", "star")), "above", "white")
     alone = replace(scene, objects=scene.objects[1:], relation=None)
     result = score(render(alone, size=64, rng=np.random.default_rng(0)), scene)
-    assert result == {"background": 1.0, "count": 0.0, "colour": 0.5, "size": 0.5, "shape": 0.5, "relation": 0.0, "all_right": 0.0}
+    assert {name: result[name] for name in SCORES} == {
+        "background": 1.0,
+        "count": 0.0,
+        "colour": 0.5,
+        "size": 0.5,
+        "shape": 0.5,
+        "relation": 0.0,
+        "all_right": 0.0,
+    }
 
 
 def test_what_a_caption_does_not_say_is_not_scored() -> None:
@@ -95,3 +103,39 @@ def test_the_largest_object_is_seen_first_and_where_it_stands() -> None:
     assert background == "white"
     assert [found.kind for found in seen] == list(scene.objects[::-1])
     assert seen[0].centre[0] > 0.5 > seen[1].centre[0]
+
+
+BLUE_STAR, RED_RING = Object("small", "blue", "star"), Object("large", "red", "ring")
+
+
+def bound(*drawn: Object, asked: tuple[Object, ...] = (BLUE_STAR, RED_RING)) -> tuple[float | None, float | None]:
+    """Binding and swap of a picture with these objects, side by side."""
+    relation = "left of" if len(drawn) > 1 else None
+    picture = render(Scene(drawn, relation, "white"), size=64, rng=np.random.default_rng(3))
+    result = score(picture, Scene(asked, "left of" if len(asked) > 1 else None, None))
+    return result["binding"], result["swapped"]
+
+
+def test_attributes_on_the_wrong_objects_are_a_swap() -> None:
+    assert bound(BLUE_STAR, RED_RING) == (1.0, 0.0)
+    assert bound(RED_RING, BLUE_STAR) == (1.0, 0.0)  # the relation is wrong, not the binding
+    for name in ("size", "colour", "shape"):
+        swapped = (replace(BLUE_STAR, **{name: getattr(RED_RING, name)}), replace(RED_RING, **{name: getattr(BLUE_STAR, name)}))
+        assert bound(*swapped) == (0.0, 1.0), name
+
+
+def test_binding_is_judged_only_where_the_attributes_asked_are_there() -> None:
+    assert bound(BLUE_STAR, replace(RED_RING, colour="green")) == (None, 0.0)
+    assert bound(BLUE_STAR) == (None, 0.0)
+
+
+def test_objects_that_differ_in_one_attribute_can_not_be_bound_wrongly() -> None:
+    alike = replace(BLUE_STAR, colour="red")
+    assert bound(BLUE_STAR, alike, asked=(alike, BLUE_STAR)) == (None, None)
+    assert bound(BLUE_STAR, asked=(BLUE_STAR,)) == (None, None)
+
+
+def test_an_object_is_recalled_when_all_of_it_is_right() -> None:
+    picture = render(Scene((BLUE_STAR, replace(RED_RING, colour="green")), "left of", "white"), size=64, rng=np.random.default_rng(3))
+    result = score(picture, Scene((BLUE_STAR, RED_RING), "left of", "white"))
+    assert (result["object"], result["colour"], result["shape"]) == (0.5, 0.5, 1.0)

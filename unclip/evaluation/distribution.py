@@ -95,6 +95,12 @@ def _squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.maximum(squares, 0.0)
 
 
+def halves_of(n: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The ways to cut 2n rows into two halves of n row numbers each, both ways round."""
+    orders = [np.roll(np.arange(2 * n), cut * n // NUM_CUTS) for cut in range(NUM_CUTS)]
+    return [pair for order in orders for pair in ((order[:n], order[n:]), (order[n:], order[:n]))]
+
+
 def measure_distribution(ladder: Mapping[str, np.ndarray], true_emb: np.ndarray, training: Training) -> dict[str, Any]:
     """Each row of the ladder (c, E) against the true embeddings (c, E), all as unit vectors, with n = c // 2 on each side.
 
@@ -110,8 +116,7 @@ def measure_distribution(ladder: Mapping[str, np.ndarray], true_emb: np.ndarray,
         return {"n": n, "axes": None, "share": None, "sigma": None, "rows": {name: dict.fromkeys(("frechet", "cmmd", "mmd")) for name in ladder}}
     axes = training.axes[: max(1, n // ROWS_AN_AXIS)]
     real = normalised(true_emb)
-    orders = [np.roll(np.arange(2 * n), cut * n // NUM_CUTS) for cut in range(NUM_CUTS)]
-    halves = [pair for order in orders for pair in ((order[:n], order[n:]), (order[n:], order[:n]))]
+    halves = halves_of(n)
     # a prior that sees nothing but one picture has no median; then any width tells as little
     sigma = max(median_distance(real[: 2 * n]), float(np.finfo(np.float32).eps))
     rows = {}

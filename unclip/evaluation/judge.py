@@ -16,7 +16,7 @@ from unclip.evaluation.heldout import SHAPES, TEXT, TRUE, HeldOut, Predictions, 
 from unclip.evaluation.intervals import mean_with_interval
 from unclip.generate import GenerateConfig, Models, decode_embeddings, text_condition
 from unclip.progress import progress
-from unclip.worlds.judge import SCORES, score
+from unclip.worlds.judge import DETAILS, SCORES, score
 from unclip.worlds.shapes import parse_caption
 
 REAL, DECODED, PRIOR, SHUFFLED = "real pictures", "decoder from true embedding", "prior", "shuffled captions"
@@ -70,7 +70,7 @@ def measure_judges(
     """What every judge that fits the data says of each held-out split, given the real pictures of its test rows."""
     if world == SHAPES:
         by_program = [judge_scenes(made, held.test.captions) for held, made in zip(splits, pictures, strict=True)]
-        return {"kind": "program", "judges": [_report(PROGRAM, splits, by_program, list(SCORES), {}, seed)]}
+        return {"kind": "program", "judges": [_report(PROGRAM, splits, by_program, [*SCORES, *DETAILS], {}, seed)]}
     by_clip = [identify_by_clip(made, held.test.keys, clip, index) for held, made in zip(splits, pictures, strict=True)]
     by_pixels = [identify_by_pixels(made, of_split) for of_split, made in zip(real, pictures, strict=True)]
     names = [f"top_{k}" for k in IDENTIFIED]
@@ -95,7 +95,7 @@ def judge_scenes(pictures: Mapping[str, np.ndarray], captions: Sequence[str]) ->
 
 def _scores(pictures: np.ndarray, asked: Sequence[Any]) -> dict[str, np.ndarray]:
     scored = [score(picture, scene) for picture, scene in zip(pictures, asked, strict=True)]
-    return {name: np.array([np.nan if (value := one[name]) is None else value for one in scored], np.float64) for name in SCORES}
+    return {name: np.array([np.nan if (value := one[name]) is None else value for one in scored], np.float64) for name in (*SCORES, *DETAILS)}
 
 
 def identify_by_clip(pictures: Mapping[str, np.ndarray], keys: Sequence[str], clip: Clip, index: Index) -> Judged:

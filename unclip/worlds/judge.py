@@ -17,6 +17,8 @@ from unclip.worlds.shapes import BACKGROUNDS, COLOURS, EXTENTS, SHAPES, Object, 
 MIN_COVER = 0.5  # a pixel belongs to an object when half of it is covered
 MIN_AREA = 0.25  # of the smallest shape's area: less than this is a speck, not an object
 SCORES = ("background", "count", "colour", "size", "shape", "relation", "all_right")
+DETAILS = ("object", "binding", "swapped")  # of the same pictures, more closely; all_right holds them already
+ATTRIBUTES = ("size", "colour", "shape")
 
 
 @dataclass(frozen=True)
@@ -98,19 +100,28 @@ def _centroid(shape: str) -> tuple[float, float]:
 
 
 def score(picture: np.ndarray, asked: Scene) -> dict[str, float | None]:
-    """How far a picture shows what was asked; every score in [0, 1], None where the caption does not say.
+    """How far a picture, (H, H, 3) uint8, shows what was asked; see `compare`."""
+    background, seen = look(picture)
+    return compare(background, seen, asked)
+
+
+def compare(background: str, seen: list[Seen], asked: Scene) -> dict[str, float | None]:
+    """How far what was seen is what was asked; every score in [0, 1], None where the caption does not say.
 
     The objects found are matched with those asked so that most attributes agree; `colour`, `size` and `shape` are then
     shares of the objects asked (a missing one counts as wrong), `relation` holds if the matched middles stand as asked.
-    `all_right` wants everything, and not one object more.
+    `all_right` wants everything, and not one object more. `object` is the share of the objects asked of which all
+    attributes are right.
+
+    Where two objects are asked that differ in two attributes or more, these can be bound wrongly: `swapped` is 1 where
+    the picture has the attributes asked and no others, but on the wrong objects; `binding` is 1 - swapped among the
+    pictures that have the attributes asked, and None for others.
     """
-    background, seen = look(picture)
     wanted = asked.objects
     slots: list[Seen | None] = [*seen, *[None] * len(wanted)]
 
     def agreement(found: Iterable[Seen | None]) -> int:
-        pairs = zip(found, wanted, strict=True)
-        return sum((f.kind.colour == w.colour) + (f.kind.shape == w.shape) + (f.kind.size == w.size) for f, w in pairs if f)
+        return sum(getattr(f.kind, name) == getattr(w, name) for f, w in zip(found, wanted, strict=True) if f for name in ATTRIBUTES)
 
     # only the largest few can matter; a picture full of specks must not cost a factorial
     matched = max(permutations(slots[:4] + [None] * len(wanted), len(wanted)), key=agreement)
@@ -132,4 +143,14 @@ def score(picture: np.ndarray, asked: Scene) -> dict[str, float | None]:
         axis = 0 if asked.relation == "left of" else 1
         result["relation"] = float(first is not None and second is not None and first.centre[axis] < second.centre[axis])
     result["all_right"] = float(all(value in (None, 1.0) for value in result.values()))
-    return result
+    result["object"] = sum(f is not None and f.kind == w for f, w in zip(matched, wanted, strict=True)) / len(wanted)
+    return result | _binding([one.kind for one in seen], wanted)
+
+
+def _binding(found: list[Object], wanted: tuple[Object, ...]) -> dict[str, float | None]:
+    if len(wanted) < 2 or sum(len({getattr(w, name) for w in wanted}) > 1 for name in ATTRIBUTES) < 2:
+        return {"binding": None, "swapped": None}
+    if any(sorted(getattr(f, name) for f in found) != sorted(getattr(w, name) for w in wanted) for name in ATTRIBUTES):
+        return {"binding": None, "swapped": 0.0}
+    bound = float(sorted(map(str, found)) == sorted(map(str, wanted)))
+    return {"binding": bound, "swapped": 1.0 - bound}
