@@ -1,8 +1,14 @@
-"""From captions to pictures: CLIP text tower, prior, best of n, decoder. Each row has its own generator, so that a
-picture depends on its seed and its row alone, not on the batch it was made in.
+"""From captions to pictures: CLIP text tower, prior, best of n, decoder.
+
+A picture depends on its caption, the seed and its number among the pictures of its caption, and on nothing else of the
+run: its noise has a stream of its own, seeded by these numbers, and the caption is no part of it, so that pictures of two
+captions with the same number differ by what was asked for alone. A processor adds up in an order that depends on how much
+it is given at once, so on a CPU each picture is made by itself: the same one, bit for bit, whatever else is asked for.
+On a GPU pictures are made together, and are the same up to rounding.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,6 +39,7 @@ class GenerateConfig:
         decoder_steps, sampler, eta: of the decoder.
         guidance_scale: of the decoder; one number for embedding and caption together, or one for each of them. 1.0 is none.
         condition_noise: level of noise on the image embedding, in [0, 1000], that a decoder trained for it is told.
+        batch_size: pictures that a GPU makes at once.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -162,17 +169,33 @@ def decode_embeddings(decoder: Decoder, image_emb: Tensor, condition: TextCondit
     return as_pictures(sample(config.sampler, denoiser, schedule, noise(), noise, eta=config.eta))
 
 
+def chunks_of(num: int, batch_size: int, device: torch.device) -> Iterator[range]:
+    """The rows that are worked on at once: one by one on a CPU, so that rounding does not depend on the others."""
+    size = 1 if device.type == "cpu" else batch_size
+    return (range(start, min(start + size, num)) for start in range(0, num, size))
+
+
+def numbers_of(captions: Sequence[str]) -> list[int]:
+    """How often each caption has come before in the list: the number that a picture has among those of its caption."""
+    seen: Counter[str] = Counter()
+    numbers = []
+    for caption in captions:
+        numbers.append(seen[caption])
+        seen[caption] += 1
+    return numbers
+
+
 def generate(models: Models, captions: Sequence[str], config: GenerateConfig, *, label: str = "generate") -> Generated:
     """One picture for every caption in the list; give a caption several times for several pictures of it."""
     made: list[Generated] = []
+    numbers = numbers_of(captions)
     with progress(label, len(captions), unit="picture") as bar:
-        for start in range(0, len(captions), config.batch_size):
-            chunk = list(captions[start : start + config.batch_size])
-            rows = range(start, start + len(chunk))
+        for rows in chunks_of(len(captions), config.batch_size, models.clip.device):
+            chunk, seeds = list(captions[rows.start : rows.stop]), numbers[rows.start : rows.stop]
             condition = text_condition(models.clip, chunk)
-            candidates = draw_candidates(models.prior, condition, config, rows=rows)
+            candidates = draw_candidates(models.prior, condition, config, rows=seeds)
             image_emb = best_of(candidates, condition.text_emb)
-            pictures = decode_embeddings(models.decoder, image_emb, condition, config, rows=rows)
+            pictures = decode_embeddings(models.decoder, image_emb, condition, config, rows=seeds)
             made.append(Generated(chunk, pictures, candidates.cpu(), similarities(candidates, condition.text_emb).cpu(), image_emb.cpu()))
             bar.advance(len(chunk))
     return Generated(
