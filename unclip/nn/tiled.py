@@ -87,7 +87,7 @@ def _normed(norm: nn.GroupNorm, parts: Sequence[Tensor], *, added: Tensor | None
     offset = torch.zeros_like(mean) if added is None else added[:, :, 0, 0]
     mean = mean + offset
     # the variance of a group is the mean of its channels' variances and the variance of their means
-    of_channel, of_group = ((value.unflatten(1, (norm.num_groups, -1))) for value in (variance, mean))  # (B, G, C / G)
+    of_channel, of_group = (value.reshape(len(value), norm.num_groups, -1) for value in (variance, mean))  # (B, G, C / G)
     spread = of_channel.mean(dim=2) + of_group.var(dim=2, correction=0)
     width = of_group.shape[2]
     scale = (spread + norm.eps).rsqrt().repeat_interleave(width, dim=1) * norm.weight
@@ -95,10 +95,10 @@ def _normed(norm: nn.GroupNorm, parts: Sequence[Tensor], *, added: Tensor | None
     return _Affine(scale[:, :, None, None], shift[:, :, None, None])
 
 
-def _convolved(conv: nn.Conv2d, parts: Sequence[Tensor], norm: _Affine, resample: str, side: int) -> Tensor:
+def _convolved(conv: nn.Conv2d | nn.Linear, parts: Sequence[Tensor], norm: _Affine, resample: str, side: int) -> Tensor:
     """conv(resample(silu(norm(parts)))), a tile at a time."""
     height, width = _size_after(parts[0].shape[-2:], resample)
-    out = parts[0].new_empty((len(parts[0]), conv.out_channels, height, width), memory_format=_memory_format(parts[0]))
+    out = torch.empty(len(parts[0]), len(conv.weight), height, width, dtype=parts[0].dtype, device=parts[0].device, memory_format=_memory_format(parts[0]))
     for rows, columns in _tiles(height, width, side):
         reach = [slice(max(0, own.start - REACH), min(end, own.stop + REACH)) for own, end in ((rows, height), (columns, width))]
         beyond = [(REACH - (own.start - seen.start), REACH - (seen.stop - own.stop)) for own, seen in zip((rows, columns), reach, strict=True)]

@@ -76,9 +76,7 @@ class UpsamplerTraining:
 
 
 def _second() -> UpsamplerTraining:
-    return UpsamplerTraining(
-        network=UpsamplerConfig(low_size=128, unet=UNetConfig(image_size=512, attention_sizes=(), attend_middle=False)), corruption="bsr"
-    )
+    return UpsamplerTraining(network=UpsamplerConfig(low_size=128, unet=UNetConfig(image_size=512, attention_sizes=(), attend_middle=False)), corruption="bsr")
 
 
 @dataclass(frozen=True, kw_only=True)
