@@ -57,6 +57,34 @@ class UpsamplerConfig:
         return self.unet.image_size // self.low_size
 
 
+@dataclass(frozen=True, kw_only=True)
+class UpsamplerSampling:
+    """How the upsamplers are sampled; by DDIM without noise, so that few steps are enough (paper, table 3).
+
+    Attributes:
+        first_steps, second_steps: how many steps each takes in each of equal sections of the schedule, least noise first:
+            (27,) is 27 evenly spaced ones, (10, 10, 3, 2, 2) those of GLIDE.
+        tile: pictures with a longer side than this are made in tiles of this side, for less memory; 0 never is.
+        batch_size: pictures that a GPU enlarges at once.
+    """
+
+    __pydantic_config__ = {"extra": "forbid"}
+
+    first_steps: tuple[int, ...] = (27,)
+    second_steps: tuple[int, ...] = (15,)
+    tile: int = 0
+    batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("first_steps", "second_steps"):
+            if not getattr(self, name) or min(getattr(self, name)) < 1:
+                raise ValueError(f"{name} must be at least one number, each at least 1, got {list(getattr(self, name))}")
+        if self.tile < 0:
+            raise ValueError(f"tile must not be negative, got {self.tile}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+
+
 class Upsampler(nn.Module):
     """(x_t (B, 3, H, W), t (B,), low_res (B, 3, h, w)) -> prediction (B, 3, H, W); pictures in [-1, 1]."""
 

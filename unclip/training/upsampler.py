@@ -180,6 +180,8 @@ def load_trained_upsamplers(run: Path, config: UpsamplerStageConfig, *, device: 
     Raises:
         UnclipError: one has not been trained.
     """
+    if config.wanted:
+        finished_manifest(run, STAGE)
     return tuple(load_upsampler(last_checkpoint(run / place, _stage_of(place)), device=device) for place in config.wanted)
 
 
