@@ -46,7 +46,7 @@ def open_pairs(store: Path, *, split: str, text_tokens: bool, reading: Reading =
     digest = finished_manifest(store, "embed").digest
     folder = store / FOLDER / split
     try:
-        with _only_builder(folder.parent):
+        with only_builder(folder.parent):
             if not _fits(folder, digest):
                 _build(store, folder, split, digest)
             return _open(folder, text_tokens=text_tokens)
@@ -60,7 +60,7 @@ def cache_sizes(store: Path) -> dict[str, int]:
 
 
 @contextmanager
-def _only_builder(caches: Path) -> Iterator[None]:
+def only_builder(caches: Path) -> Iterator[None]:
     """Waits for any other process that is making a cache here: of several that train together, one makes it."""
     caches.mkdir(parents=True, exist_ok=True)
     with (caches / ".lock").open("a") as file:

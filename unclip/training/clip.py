@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from unclip import checkpoint
 from unclip.clip import TowerConfig, contrastive_loss, import_clip, make_clip, make_tokenizer, save_clip, training_preprocess
 from unclip.data.contracts import SHARD, read_table
-from unclip.data.loader import batches_of
+from unclip.data.loader import Piece, batches_of
 from unclip.data.manifest import Manifest, finished_manifest
 from unclip.data.shards import read_shard
 from unclip.files import UnclipError, sha256_file
@@ -92,8 +92,8 @@ def _train(shards: Path, out: Path, config: ClipConfig) -> dict[str, object]:
         batch = pixels[rows].float().to(device)
         return contrastive_loss(model, batch, token_ids[rows].to(device)), {}
 
-    def batches(start: int) -> Iterator[Tensor]:
-        return (torch.from_numpy(rows) for rows in batches_of(len(pixels), config.training.batch_size, seed=config.training.seed, start=start))
+    def batches(start: int, own: Piece) -> Iterator[Tensor]:
+        return (torch.from_numpy(rows) for rows in batches_of(len(pixels), config.training.batch_size, seed=config.training.seed, start=start, piece=own))
 
     network = checkpoint.as_json(config.tower)
     last = train(out / "training", model=model, kind="clip", network=network, loss_fn=loss_fn, batches=batches, config=config.training)
