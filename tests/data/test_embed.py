@@ -96,7 +96,7 @@ def test_pictures_and_embeddings_are_joined_by_key(root: Path) -> None:
     assert sorted(batch.rows.tolist()) == list(range(len(pictures)))
     again = clip.encode_pictures([Image.fromarray(picture) for picture in batch.pictures[::11].numpy()])  # the tiny CLIP's own size: nothing is resized
     torch.testing.assert_close(batch.image_emb[::11].float(), again, atol=2e-3, rtol=2e-3)
-    assert not pictures.rejected
+    assert not pictures.joined.rejected
 
 
 def test_a_column_that_is_not_there_is_named(root: Path) -> None:

@@ -16,16 +16,17 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
-from unclip.data.cache import only_builder, open_pairs
+from unclip.data.cache import open_vectors
 from unclip.data.loader import WHOLE, Piece, padded_states, turns_of
 from unclip.data.manifest import runtime
-from unclip.data.shard_index import FOLDER, PictureReader, Places, open_index
+from unclip.data.shard_index import INDEX, PictureReader, Places, find, indexing, open_index
 from unclip.data.shards import Window, decode
-from unclip.data.store import Ragged, iter_part, part_paths
+from unclip.data.store import Vectors, iter_part, part_paths
 from unclip.data.stream import read_ahead
 from unclip.files import UnclipError
 from unclip.progress import progress
 
+TEXTS = pa.schema([pa.field("key", pa.string()), pa.field("split", pa.string()), pa.field("caption", pa.string())])
 CHANCES = 1_720_201  # a stream of random numbers of its own, beside that of the order, which begins with the seed
 
 
@@ -100,32 +101,41 @@ class PictureBatch:
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """The training pictures of one split, on disk.
+class Joined:
+    """The n pictures that have a row in the store.
 
     Attributes:
-        places: where the n pictures lie.
+        places: where they lie.
         store_rows: (n,) the row of each among the split's rows of the store.
         may_flip: (n,) bool.
-        image_emb, text_emb, text_tokens: of the split's rows, mapped; text_tokens is None where they were not asked for.
         rejected: how many rows and pictures were left out, by reason.
-        image_size, window_side: the picture is scaled to the first, and of that a window of the second is taken.
-        seed: of the order, the windows and the flips.
     """
 
     places: Places
     store_rows: np.ndarray
     may_flip: np.ndarray
-    image_emb: np.ndarray
-    text_emb: np.ndarray
-    text_tokens: Ragged | None
     rejected: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The training pictures of one split, on disk.
+
+    Attributes:
+        joined: which they are.
+        vectors: of all the split's rows of the store.
+        image_size, window_side: the picture is scaled to the first, and of that a window of the second is taken.
+        seed: of the order, the windows and the flips.
+    """
+
+    joined: Joined
+    vectors: Vectors
     image_size: int
     window_side: int
     seed: int
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.joined.places)
 
     def batches(self, batch_size: int, *, start: int, piece: Piece = WHOLE, num_workers: int = 0, pin: bool = False) -> Iterator[PictureBatch]:
         """Endless batches, or one piece of each, from batch number `start` on; each picture comes once an epoch.
@@ -145,23 +155,24 @@ class _Reading:
     """Reads batches of pictures in one process; called with (B,) rows and the epoch of each."""
 
     def __init__(self, pictures: Pictures) -> None:
-        self._of, self._encoded = pictures, PictureReader(pictures.places)
+        self._of, self._encoded = pictures, PictureReader(pictures.joined.places)
 
     def __call__(self, turn: tuple[np.ndarray, np.ndarray]) -> PictureBatch:
-        of, (rows, epochs) = self._of, turn
+        (rows, epochs), vectors = turn, self._of.vectors
         pictures = np.stack([self._picture(int(row), int(epoch)) for row, epoch in zip(rows, epochs, strict=True)])
-        at = of.store_rows[rows]
-        tokens, mask = padded_states(of.text_tokens.take(at), torch.float16) if of.text_tokens is not None else (None, None)
-        vectors = (torch.from_numpy(of.image_emb[at]), torch.from_numpy(of.text_emb[at]))
-        return PictureBatch(torch.from_numpy(rows), torch.from_numpy(pictures), *vectors, tokens, mask)
+        at = self._of.joined.store_rows[rows]
+        tokens, mask = padded_states(vectors.text_tokens.take(at), torch.float16) if vectors.text_tokens is not None else (None, None)
+        embs = (torch.from_numpy(vectors.image_emb[at]), torch.from_numpy(vectors.text_emb[at]))
+        return PictureBatch(torch.from_numpy(rows), torch.from_numpy(pictures), *embs, tokens, mask)
 
     def _picture(self, row: int, epoch: int) -> np.ndarray:
         of = self._of
-        window, flips = chances(of.seed, epoch, row, image_size=of.image_size, window_side=of.window_side, may_flip=bool(of.may_flip[row]))
+        window, flips = chances(of.seed, epoch, row, image_size=of.image_size, window_side=of.window_side, may_flip=bool(of.joined.may_flip[row]))
+        content = self._encoded(row)
         try:
-            picture = decode(self._encoded(row), of.image_size, window)
+            picture = decode(content, of.image_size, window)
         except (OSError, SyntaxError, ValueError) as error:  # as Pillow says that a picture is broken
-            raise UnclipError(f"{of.places.tar(row)}: the picture {of.places.key(row)} can't be decoded ({str(error)[:200]}); run `unclip verify`") from None
+            raise of.joined.places.undecodable(row, error) from None
         return picture[:, ::-1] if flips else picture
 
 
@@ -190,15 +201,11 @@ def open_pictures(
     window_side = round(image_size * crop)
     if not 0 < window_side <= image_size:
         raise UnclipError(f"crop must leave at least one pixel of {image_size} and at most all, got {crop}")
-    pairs = open_pairs(store, split=split, text_tokens=text_tokens, reading=config.reading)
-    places, store_rows, rejected = _join(shards, store, split)
-    if len(places) == 0:
+    vectors = open_vectors(store, split=split, text_tokens=text_tokens, reading=config.reading)
+    joined = _join(shards, store, split, config)
+    if len(joined.places) == 0:
         raise UnclipError(f"no picture in {shards} has its key in {store} with the split {split!r}; run `unclip embed` on these shards")
-    may_flip = flippable(pairs.captions[store_rows], config.unflipped) if config.flip else np.zeros(len(places), bool)
-    return Pictures(
-        places, store_rows, may_flip, pairs.image_emb, pairs.text_emb, pairs.text_tokens, rejected,
-        image_size=image_size, window_side=window_side, seed=seed,
-    )  # fmt: skip
+    return Pictures(joined, vectors, image_size=image_size, window_side=window_side, seed=seed)
 
 
 def flippable(captions: Sequence[str], words: Sequence[str]) -> np.ndarray:
@@ -211,34 +218,33 @@ def flippable(captions: Sequence[str], words: Sequence[str]) -> np.ndarray:
     return np.array([sides is None or sides.search(caption) is None for caption in captions], bool)
 
 
-def _join(shards: Path, store: Path, split: str) -> tuple[Places, np.ndarray, dict[str, int]]:
-    """Where the pictures of a split's rows lie, the rows that have one, and how many on either side were left out for which reason."""
+def _texts(part: Path, *, captions: bool) -> pa.Table:
+    names = TEXTS.names if captions else TEXTS.names[:2]
+    batches = list(iter_part(part, names))
+    columns = [np.concatenate([np.zeros(0, object), *(batch[name] for batch in batches)]) for name in names]
+    return pa.table([pa.array(column, pa.string()) for column in columns], names=names)
+
+
+def _join(shards: Path, store: Path, split: str, config: PictureConfig) -> Joined:
+    """Part by part: the keys of one are in memory at a time."""
     parts = {path.stem: path for path in part_paths(store)}
     names = sorted(parts.keys() | {path.stem for path in shards.glob("*.tar")})
-    found: list[list[np.ndarray]] = []
-    row, unembedded, missing = 0, 0, 0
-    with only_builder(shards / FOLDER), progress("shards", len(names), unit="shard") as bar:
-        for number, name in enumerate(names):
-            index = open_index(shards, name) if (shards / f"{name}.tar").exists() else None
-            held, splits = _keys(parts[name]) if name in parts else (np.zeros(0, object), np.zeros(0, object))
-            wanted = held[splits == split]
-            if index is None:
-                missing += len(wanted)
-            else:
-                at = pc.index_in(pa.array(wanted, pa.string()), value_set=index["key"]).fill_null(-1).to_numpy(zero_copy_only=False)
-                has = np.flatnonzero(at >= 0)
-                missing += len(wanted) - len(has)
-                unembedded += len(index) - int(pc.sum(pc.is_in(index["key"], value_set=pa.array(held, pa.string()))).as_py() or 0)
-                columns = [index[column].to_numpy()[at[has]] for column in ("offset", "size", "checksum")]
-                found.append([np.full(len(has), number, np.int32), *columns, row + has])
-            row += len(wanted)
+    chosen: dict[str, pa.Table] = {}
+    store_rows, may_flip = [np.zeros(0, np.int64)], [np.zeros(0, bool)]
+    begin, unembedded, missing = 0, 0, 0
+    with indexing(shards), progress("shards", len(names), unit="shard") as bar:
+        for name in names:
+            index = open_index(shards, name) if (shards / f"{name}.tar").exists() else INDEX.empty_table()
+            held = _texts(parts[name], captions=config.flip) if name in parts else TEXTS.empty_table()
+            wanted = held.filter(pc.equal(held["split"], split))
+            at = find(index, wanted["key"])
+            has = np.flatnonzero(at >= 0)
+            unembedded += len(index) - int((find(index, held["key"]) >= 0).sum())
+            missing += len(wanted) - len(has)
+            chosen[name] = index.take(at[has])
+            store_rows.append(begin + has)
+            may_flip.append(flippable(wanted["caption"].take(has).to_pylist(), config.unflipped) if config.flip else np.zeros(len(has), bool))
+            begin += len(wanted)
             bar.advance()
-    joined = [np.concatenate(column) for column in zip(*found, strict=True)] if found else [np.zeros(0, np.int64)] * 5
-    rejected = {"embedding missing": unembedded, "image missing": missing}
-    places = Places(shards, tuple(names), *joined[:4])
-    return places, joined[4], {reason: count for reason, count in rejected.items() if count}
-
-
-def _keys(part: Path) -> tuple[np.ndarray, np.ndarray]:
-    batches = list(iter_part(part, ["key", "split"]))
-    return np.concatenate([batch["key"] for batch in batches]), np.concatenate([batch["split"] for batch in batches])
+    rejected = {reason: count for reason, count in {"embedding missing": unembedded, "image missing": missing}.items() if count}
+    return Joined(Places.of(shards, chosen), np.concatenate(store_rows), np.concatenate(may_flip), rejected)

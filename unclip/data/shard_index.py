@@ -9,14 +9,19 @@ import os
 import tarfile
 import zlib
 from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from webdataset.tariterators import base_plus_ext
 
+from unclip.data.cache import only_builder
 from unclip.data.manifest import read_part
 from unclip.data.shards import IMAGE_SUFFIXES
 from unclip.files import UnclipError, replacing, sha256_file
@@ -86,6 +91,26 @@ def _index(path: Path) -> pa.Table:
     return pa.table([pa.array(rows, pa.string()), *(pa.array(places[:, column]).cast(INDEX.field(column + 1).type) for column in range(3))], schema=INDEX)
 
 
+def find(index: pa.Table, keys: Sequence[str]) -> np.ndarray:
+    """(n,) the row of each key in an index, -1 where it is not there."""
+    found: np.ndarray = pc.index_in(pa.array(keys, pa.string()), value_set=index["key"]).fill_null(-1).to_numpy(zero_copy_only=False)
+    return found
+
+
+@contextmanager
+def indexing(shards: Path) -> Iterator[None]:
+    """Holds the right to make indexes of these shards: of several processes that train together, one makes them.
+
+    Raises:
+        UnclipError: they can't be written.
+    """
+    try:
+        with only_builder(shards / FOLDER):
+            yield
+    except OSError as error:
+        raise UnclipError(f"the index of the shards in {shards / FOLDER} can't be made ({error}); make room for it") from None
+
+
 @dataclass(frozen=True)
 class Places:
     """Where n pictures lie, in any order and shards.
@@ -103,6 +128,14 @@ class Places:
     sizes: np.ndarray
     checksums: np.ndarray
 
+    @classmethod
+    def of(cls, folder: Path, chosen: Mapping[str, pa.Table]) -> Self:
+        """The places of chosen rows of indexes, by name of the shard, one after the other."""
+        numbers = [np.full(len(table), number, np.int32) for number, table in enumerate(chosen.values())]
+        kinds = {"offset": np.int64, "size": np.int32, "checksum": np.uint32}
+        columns = [np.concatenate([np.zeros(0, kind), *(table[name].to_numpy() for table in chosen.values())]) for name, kind in kinds.items()]
+        return cls(folder, tuple(chosen), np.concatenate([np.zeros(0, np.int32), *numbers]), *columns)
+
     def __len__(self) -> int:
         return len(self.shards)
 
@@ -115,6 +148,10 @@ class Places:
         index = open_index(self.folder, self.names[self.shards[row]])
         at = index["offset"].to_numpy().tolist().index(self.offsets[row])
         return str(index["key"][at])
+
+    def undecodable(self, row: int, error: Exception) -> UnclipError:
+        """What to raise for a picture that is what was stored, but no picture."""
+        return UnclipError(f"{self.tar(row)}: the picture {self.key(row)} can't be decoded ({str(error)[:200]}); remove its row from the source")
 
 
 class PictureReader:

@@ -105,6 +105,20 @@ class Ragged:
 
 
 @dataclass(frozen=True)
+class Vectors:
+    """What CLIP says of rows of the store, in memory or mapped from its training cache, as float16 as stored.
+
+    Attributes:
+        image_emb, text_emb: (n, E).
+        text_tokens: n rows of (L, S), None where they were not read.
+    """
+
+    image_emb: np.ndarray
+    text_emb: np.ndarray
+    text_tokens: Ragged | None
+
+
+@dataclass(frozen=True)
 class Pairs:
     """Rows of the store, in memory or mapped from its training cache. Vectors are float16 as stored.
 

@@ -115,4 +115,4 @@ def _fit(shards: Path, store: Path, run: Path, config: DecoderStageConfig) -> tu
 
     network = checkpoint.as_json(config.network) | {"emb_width": emb_width(store), "text_width": text_width(store)}
     last = train(run, model=model, kind="decoder", network=network, loss_fn=loss_fn, batches=batches, config=config.training)
-    return last, len(pictures), dict(pictures.rejected)
+    return last, len(pictures), dict(pictures.joined.rejected)

@@ -49,8 +49,8 @@ def train(run: Path, *, model: nn.Module, kind: str, network: Mapping[str, Any],
         kind, network: what `config.json` of each checkpoint says, enough to build the model again.
         loss_fn: (model, chunk, draws) -> mean loss of the chunk, and further numbers to record: scalars that are means
             over the chunk too, or (2,) a sum and how many it is of. It calls the model it is given once.
-        batches: from a number of steps on, this process's piece of each of the endless batches (arrays, tensors or what
-            else has a length and slices, a sample a row): the same for the same number.
+        batches: from a number of steps on, this process's piece of each of the endless batches, the same for the same number:
+            arrays, tensors, or anything that has a length, slices and `tensors()`, a sample a row.
 
     Returns:
         The folder of the last checkpoint.
