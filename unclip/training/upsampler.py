@@ -1,18 +1,19 @@
 """The upsampler stage: one or two upsamplers on crops of the training pictures, each in a folder of its own."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from unclip import checkpoint
 from unclip.data.degrade import Corruption, low_resolution
-from unclip.data.loader import Joined, as_pixels, batches_of, join_shards
+from unclip.data.loader import Piece, as_pixels
 from unclip.data.manifest import Manifest, Stage, finished_manifest, is_current, runtime
+from unclip.data.pictures import PictureBatch, PictureConfig, open_pictures
 from unclip.diffusion.loss import StepSampling, min_snr_weight, steps_at
 from unclip.diffusion.process import add_noise, target
 from unclip.diffusion.schedule import make_schedule
@@ -40,7 +41,7 @@ class UpsamplerTraining:
             detail: "blur" or "bsr" (`unclip.data.degrade`), which the paper has for the first and the second upsampler.
         corruption_prob: how often; the other crops are only shrunk.
         crop_fraction: side of the random crops that are trained on, in sides of the large picture (paper: a quarter).
-        flips: whether half of the crops are mirrored; an upsampler reads no caption that could say left or right.
+        pictures: how they are read; mirrored too, since an upsampler reads no caption that could say left or right.
         step_sampling: which noise levels are trained more often.
         min_snr_gamma: weight of the loss by Min-SNR; 0 leaves it unweighted.
     """
@@ -51,9 +52,9 @@ class UpsamplerTraining:
     corruption: Corruption = "blur"
     corruption_prob: float = 1.0
     crop_fraction: float = 0.25
-    flips: bool = True
     step_sampling: StepSampling = "uniform"
     min_snr_gamma: float = 0.0
+    pictures: PictureConfig = field(default_factory=lambda: PictureConfig(flip=True, unflipped=()))
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(batch_size=64, betas=(0.9, 0.999)))
 
     def __post_init__(self) -> None:
@@ -62,17 +63,12 @@ class UpsamplerTraining:
         if not 0.0 < self.crop_fraction <= 1.0:
             raise ValueError(f"crop_fraction must be in (0, 1], got {self.crop_fraction}")
         unet = self.network.unet
-        multiple = np.lcm(self.network.scale, unet.patch_size * 2 ** (len(unet.channel_mult) - 1))
+        multiple = math.lcm(self.network.scale, unet.patch_size * 2 ** (len(unet.channel_mult) - 1))
         if self.crop_fraction * unet.image_size % multiple:
             raise ValueError(
                 f"a crop's side must be a multiple of {multiple} pixels (the scale, and what the U-Net halves),"
                 f" got {self.crop_fraction} of {unet.image_size}, which is {self.crop_fraction * unet.image_size:g}"
             )
-
-    @property
-    def crop_size(self) -> int:
-        """Side of the crops in pixels."""
-        return round(self.crop_fraction * self.network.unet.image_size)
 
 
 def _second() -> UpsamplerTraining:
@@ -195,40 +191,30 @@ def _is_done(folder: Path, place: Place, section: UpsamplerTraining, inputs: Map
 
 def _fit(shards: Path, store: Path, run: Path, config: UpsamplerTraining) -> tuple[Path, int, dict[str, int]]:
     """Trains; returns the folder of the last checkpoint, the number of training rows, and how many were left out for which reason."""
-    joined = join_shards(shards, store, image_size=config.network.unet.image_size, split="train", text_tokens=False)
+    pictures = open_pictures(
+        shards, store, config.pictures, split="train", image_size=config.network.unet.image_size,
+        text_tokens=False, seed=config.training.seed, crop=config.crop_fraction,
+    )  # fmt: skip
     torch.manual_seed(config.training.seed)
     model = Upsampler(config.network).to(memory_format=torch.channels_last)
     schedule = make_schedule(config.network.schedule, config.network.num_train_steps)
 
-    def loss_fn(prepared: nn.Module, rows: np.ndarray, draws: Draws) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def loss_fn(prepared: nn.Module, batch: PictureBatch, draws: Draws) -> tuple[Tensor, Mapping[str, Tensor]]:
         device = next(prepared.parameters()).device
-        pixels = cropped(joined, rows, config, draws)
-        low_res = low_resolution(pixels, config.network.scale, config.corruption, prob=config.corruption_prob, seeds=draws.uniform(len(rows)))
-        x0, low_res = (value.to(device, memory_format=torch.channels_last) for value in (pixels, low_res))
+        crops = as_pixels(batch.pictures)
+        low_res = low_resolution(crops, config.network.scale, config.corruption, prob=config.corruption_prob, seeds=draws.uniform(len(batch)))
+        x0, low_res = (pixels.to(device, memory_format=torch.channels_last) for pixels in (crops, low_res))
         eps = draws.normal(*x0.shape).to(device, memory_format=torch.channels_last)
-        i = steps_at(schedule, draws.uniform(len(rows)), config.step_sampling)
+        i = steps_at(schedule, draws.uniform(len(batch)), config.step_sampling)
         output = prepared(add_noise(schedule, x0, i, eps), schedule.timesteps[i].to(device), low_res)
         errors = (output - target(schedule, config.network.prediction, x0, i, eps)).square().mean(dim=(1, 2, 3))
         if config.min_snr_gamma:
             errors = errors * min_snr_weight(schedule, config.network.prediction, i, config.min_snr_gamma).to(device)
         return errors.mean(), loss_by_step(errors, i, len(schedule))
 
-    def batches(start: int) -> Iterator[np.ndarray]:
-        return batches_of(len(joined.pairs), config.training.batch_size, seed=config.training.seed, start=start)
+    def batches(start: int, own: Piece) -> Iterator[PictureBatch]:
+        return pictures.batches(config.training.batch_size, start=start, piece=own, num_workers=config.pictures.num_workers)
 
     network = checkpoint.as_json(config.network)
     last = train(run, model=model, kind=STAGE, network=network, loss_fn=loss_fn, batches=batches, config=config.training)
-    return last, len(joined.pairs), dict(joined.rejected)
-
-
-def cropped(joined: Joined, rows: np.ndarray, config: UpsamplerTraining, draws: Draws) -> Tensor:
-    """A random crop of each row's picture, (B, 3, S, S) in [-1, 1], that begins where a pixel of the small picture does."""
-    scale, side = config.network.scale, config.crop_size
-    places = (config.network.unet.image_size - side) // scale + 1
-    corners = (draws.uniform(len(rows), 2) * places).long().tolist()
-    crops = [joined.pictures[row, scale * top : scale * top + side, scale * left : scale * left + side] for row, (top, left) in zip(rows, corners, strict=True)]
-    pixels = as_pixels(np.stack(crops))
-    if config.flips:
-        mirrored = draws.keep(len(rows), 0.5)
-        pixels[mirrored] = pixels[mirrored].flip(-1)
-    return pixels
+    return last, len(pictures), dict(pictures.rejected)
