@@ -28,7 +28,7 @@ def test_tiled_is_whole(changes: dict[str, object], tile: int) -> None:
     x, emb = (value.double() for value in inputs())
     with torch.no_grad():
         whole = unet(x, emb)
-        assert whole.std() > 0.1
+        assert whole.std() > 0.02
         torch.testing.assert_close(run_tiled(unet, x, emb, tile), whole, atol=1e-12, rtol=1e-12)
 
 

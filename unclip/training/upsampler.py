@@ -217,4 +217,4 @@ def _fit(shards: Path, store: Path, run: Path, config: UpsamplerTraining) -> tup
 
     network = checkpoint.as_json(config.network)
     last = train(run, model=model, kind=STAGE, network=network, loss_fn=loss_fn, batches=batches, config=config.training)
-    return last, len(pictures), dict(pictures.rejected)
+    return last, len(pictures), dict(pictures.joined.rejected)
