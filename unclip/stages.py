@@ -261,6 +261,19 @@ def measure_priors(config: RunConfig) -> dict[str, Any]:
         return evaluate_priors(paths, load_clip(paths.clip, device=device), priors, _evaluate_section(config))
 
 
+def measure_upsamplers(config: RunConfig, *, num: int) -> dict[str, Any]:
+    """Measures the trained upsamplers of a root alone, holding the root; see `evaluate_upsamplers`.
+
+    Raises:
+        UnclipError: a stage before them has not finished, there is no upsampler, or another run holds the root.
+    """
+    from unclip.evaluation.upsampler import evaluate_upsamplers
+
+    paths = paths_of(config)
+    with exclusive(paths.root):
+        return evaluate_upsamplers(paths, load_models(config, config.prior.kinds[0]), _evaluate_section(config), num=num)
+
+
 def load_models(config: RunConfig, prior: PriorKind | None) -> Models:
     """The trained models of a root, for generation; without a prior text embeddings are used as image embeddings.
 

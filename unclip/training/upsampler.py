@@ -203,7 +203,8 @@ def _fit(shards: Path, store: Path, run: Path, config: UpsamplerTraining) -> tup
         device = next(prepared.parameters()).device
         crops = as_pixels(batch.pictures)
         low_res = low_resolution(crops, config.network.scale, config.corruption, prob=config.corruption_prob, seeds=draws.uniform(len(batch)))
-        x0, low_res = (pixels.to(device, memory_format=torch.channels_last) for pixels in (crops, low_res))
+        crops, low_res = (pixels.to(device, memory_format=torch.channels_last) for pixels in (crops, low_res))
+        x0 = model.to_sample(crops, low_res)
         eps = draws.normal(*x0.shape).to(device, memory_format=torch.channels_last)
         i = steps_at(schedule, draws.uniform(len(batch)), config.step_sampling)
         output = prepared(add_noise(schedule, x0, i, eps), schedule.timesteps[i].to(device), low_res)
