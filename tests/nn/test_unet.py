@@ -22,7 +22,8 @@ def randomised(module: nn.Module) -> nn.Module:
 
 def test_output_has_the_pictures_shape_and_starts_at_zero() -> None:
     unet = UNet(small(), in_channels=3, out_channels=6, emb_width=8, context_width=4)
-    out = unet(torch.randn(2, 3, 16, 16), torch.randn(2, 8), torch.randn(2, 5, 4), torch.ones(2, 5, dtype=torch.bool))
+    context = unet.read_context(torch.randn(2, 5, 4), torch.ones(2, 5, dtype=torch.bool))
+    out = unet(torch.randn(2, 3, 16, 16), torch.randn(2, 8), context)
     assert out.shape == (2, 6, 16, 16)
     assert out.abs().max() == 0
 
@@ -34,16 +35,20 @@ def test_masked_context_changes_nothing() -> None:
     mask = torch.tensor([[True, True, True, False, False]] * 2)
     other = context.clone()
     other[:, 3:] = 9.0
-    torch.testing.assert_close(unet(x, emb, context, mask), unet(x, emb, other, mask))
-    torch.testing.assert_close(unet(x, emb, context, mask), unet(x, emb, context[:, :3], mask[:, :3]), atol=1e-5, rtol=1e-5)
+
+    def run(context: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return unet(x, emb, unet.read_context(context, mask))
+
+    torch.testing.assert_close(run(context, mask), run(other, mask))
+    torch.testing.assert_close(run(context, mask), run(context[:, :3], mask[:, :3]), atol=1e-5, rtol=1e-5)
     seen = context.clone()
     seen[:, 0] = 9.0
-    assert not torch.allclose(unet(x, emb, context, mask), unet(x, emb, seen, mask))
+    assert not torch.allclose(run(context, mask), run(seen, mask))
 
 
 def test_attention_is_one_softmax_over_context_and_picture() -> None:
     """Against the formula written out with a dense softmax."""
-    block = randomised(AttentionBlock(8, context_width=4, head_width=4))
+    block = randomised(AttentionBlock(8, 4, small(head_width=4)))
     assert isinstance(block, AttentionBlock)
     generator = torch.Generator().manual_seed(2)
     x, context = torch.randn(2, 8, 3, 3, generator=generator), torch.randn(2, 5, 4, generator=generator)
@@ -60,7 +65,7 @@ def test_attention_is_one_softmax_over_context_and_picture() -> None:
         scores = q[..., part] @ k[..., part].transpose(1, 2) / 2.0
         heads.append(scores.masked_fill(~visible[:, None], -torch.inf).softmax(-1) @ v[..., part])
     expected = x + block.out(torch.cat(heads, -1).transpose(1, 2).reshape(2, 8, 3, 3))
-    torch.testing.assert_close(block(x, context, mask), expected)
+    torch.testing.assert_close(block(x, (*block.read_context(context), mask)), expected)
 
 
 def count(config: UNetConfig, in_channels: int, out_channels: int, emb_width: int, context_width: int) -> int:

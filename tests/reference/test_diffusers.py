@@ -100,5 +100,5 @@ def test_dpm_solver_agrees(prediction: Prediction) -> None:
     for t in reference.timesteps:
         theirs = reference.step(network(theirs, t.expand(3)), t, theirs).prev_sample
     denoiser = make_denoiser(network, schedule, prediction)
-    theirs = denoiser(theirs, torch.zeros(3, dtype=torch.long))
+    theirs = denoiser(theirs, torch.zeros(3, dtype=torch.long)).x0
     torch.testing.assert_close(sample_dpm(denoiser, schedule, x_T), theirs, atol=1e-3, rtol=1e-3)  # their alphas_cumprod are float32

@@ -20,10 +20,10 @@ from unclip.data.picture import as_rgb, as_square
 from unclip.diffusion.inversion import invert_ddim
 from unclip.diffusion.sampling import Denoiser, sample_ddim
 from unclip.diffusion.schedule import Schedule
-from unclip.generate import GenerateConfig, Models, RowNoise, chunks_of, decoder_denoiser, text_condition
+from unclip.files import UnclipError
+from unclip.generate import MANIPULATE_STREAM, GenerateConfig, Models, RowNoise, chunks_of, decoder_denoiser, text_condition
 from unclip.progress import progress
 
-MANIPULATE_STREAM = 3  # beside those of `unclip.generate`
 HIDDEN = ""  # the caption that is none
 
 
@@ -64,12 +64,18 @@ class Drawn:
 
 
 def deterministic(config: GenerateConfig, *, eta: float = 0.0) -> GenerateConfig:
-    """The same settings with the sampler that has an inverse: DDIM, whose eta 0 adds no noise."""
-    return dataclasses.replace(config, sampler="ddim", eta=eta)
+    """The same settings with the sampler that has an inverse: DDIM, whose eta 0 adds no noise; and none on embeddings, which are true ones."""
+    return dataclasses.replace(config, sampler="ddim", eta=eta, condition_noise=0)
 
 
 def embed_pictures(models: Models, pictures: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
-    """Pictures of any size and mode -> pixels (B, 3, H, H) in [-1, 1] and raw image embeddings (B, E), as in training."""
+    """Pictures of any size and mode -> pixels (B, 3, H, H) in [-1, 1] and raw image embeddings (B, E), as in training.
+
+    Raises:
+        UnclipError: the decoder draws from text embeddings, or a picture can't be used.
+    """
+    if models.decoder.config.embedding == "text":
+        raise UnclipError("this decoder was trained on text embeddings, and knows nothing of pictures; expected one with decoder.network.embedding 'image'")
     upright = [as_rgb(picture) for picture in pictures]
     side, device = models.decoder.config.unet.image_size, models.clip.device
     pixels = as_pixels(np.stack([as_square(picture, side) for picture in upright]))
