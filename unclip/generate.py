@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from unclip.clip import Clip
 from unclip.data.loader import as_pictures
+from unclip.data.picture import as_images
 from unclip.decoder import MAX_CONDITION_NOISE, Decoder, DecoderCondition
 from unclip.diffusion.guidance import Network, guided_by_two
 from unclip.diffusion.sampling import Denoiser, Noise, SamplerName, make_denoiser, sample
@@ -26,7 +28,7 @@ from unclip.prior.condition import Prior, PriorSampling, TextCondition, best_of,
 from unclip.progress import progress
 
 PIXEL_CLAMP = 1.0
-PRIOR_STREAM, DECODER_STREAM, CONDITION_STREAM, MANIPULATE_STREAM = 1, 2, 3, 4  # told apart in the seeds, so that no two share noise
+PRIOR_STREAM, DECODER_STREAM, CONDITION_STREAM, MANIPULATE_STREAM = 1, 2, 3, 6  # told apart in the seeds, so that no two share noise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +97,11 @@ class Generated:
     candidates: Tensor
     similarities: Tensor
     image_emb: Tensor
+
+    @property
+    def images(self) -> list[Image.Image]:
+        """The pictures as PIL images."""
+        return as_images(self.pictures)
 
 
 class RowNoise:

@@ -77,3 +77,8 @@ def as_square(picture: Image.Image, side: int) -> np.ndarray:
     box = middle_square(picture.size)
     whole = (box[2] - box[0]) % side == 0
     return np.asarray(picture.resize((side, side), Image.Resampling.BOX if whole else Image.Resampling.BICUBIC, box=box))
+
+
+def as_images(pictures: np.ndarray) -> list[Image.Image]:
+    """(n, H, W, 3) uint8 -> PIL images."""
+    return [Image.fromarray(picture) for picture in pictures]

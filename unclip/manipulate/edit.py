@@ -45,4 +45,4 @@ def edit(models: Models, picture: Image.Image, config: GenerateConfig, *, before
     towards = direction * latent.image_emb.norm(dim=-1, keepdim=True)
     image_emb = torch.cat([slerp(latent.image_emb, towards, theta) for theta in thetas])
     about = [{"theta": theta} for theta in thetas]
-    return drawn(models, latent.pixels, image_emb, latent.x_T.expand(len(thetas), -1, -1, -1), about, deterministic(config), "")
+    return drawn(models, [picture], image_emb, latent.x_T.expand(len(thetas), -1, -1, -1), about, deterministic(config), "")

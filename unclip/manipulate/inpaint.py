@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from unclip.data.loader import as_pictures, as_pixels
-from unclip.data.picture import as_rgb, as_square, middle_square
+from unclip.data.picture import as_images, as_rgb, as_square, middle_square
 from unclip.diffusion.inpainting import inpaint_ddim
 from unclip.files import UnclipError
 from unclip.generate import DECODER_STREAM, GenerateConfig, Models, RowNoise, chunks_of, decoder_denoiser, draw_candidates, noise_condition, text_condition
@@ -35,6 +35,11 @@ class Inpainted:
     candidates: Tensor
     similarities: Tensor
     image_emb: Tensor
+
+    @property
+    def images(self) -> list[Image.Image]:
+        """The pictures as PIL images."""
+        return as_images(self.pictures)
 
 
 def hole_of(mask: Image.Image, size: tuple[int, int]) -> np.ndarray:
@@ -82,7 +87,7 @@ def inpaint(
     upright = as_rgb(picture)
     hole, box = hole_of(mask, upright.size), middle_square(upright.size)
     side, device = models.decoder.config.unet.image_size, models.clip.device
-    known = as_pixels(as_square(upright, side)[None]).to(device)
+    known = as_pixels(np.stack([as_square(upright, side)])).to(device)
     # a pixel of the decoder's is drawn as soon as any of the picture's that lie in it is
     share = Image.fromarray(np.where(hole, 255, 0).astype(np.uint8)).resize((side, side), Image.Resampling.BOX, box=box)
     keep = torch.from_numpy(np.asarray(share) == 0).to(device)

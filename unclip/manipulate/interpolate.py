@@ -35,4 +35,4 @@ def interpolate(
         x_T = torch.cat([slerp(x[0], x[1], theta) for theta in thetas])
     else:
         x_T = fresh_noise(models, config, 1).expand(num, -1, -1, -1)
-    return drawn(models, latent.pixels, image_emb, x_T, [{"theta": theta} for theta in thetas], deterministic(config), caption)
+    return drawn(models, [first, second], image_emb, x_T, [{"theta": theta} for theta in thetas], deterministic(config), caption)

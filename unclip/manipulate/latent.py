@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from unclip.data.loader import as_pictures, as_pixels
-from unclip.data.picture import as_rgb, as_square
+from unclip.data.picture import as_images, as_rgb, as_square
 from unclip.diffusion.inversion import invert_ddim
 from unclip.diffusion.sampling import Denoiser, sample_ddim
 from unclip.diffusion.schedule import Schedule
@@ -50,7 +50,7 @@ class Drawn:
     """Pictures that came of other pictures.
 
     Attributes:
-        originals: (m, H, H, 3) uint8, what was given, as the decoder's training saw pictures.
+        originals: (m, H, H, 3) uint8, what was given, cut and scaled to the size of the pictures.
         pictures: (n, H, H, 3) uint8.
         about: what each picture is, by name, such as {"theta": 0.25}.
         image_emb, x_T: (n, E) raw and (n, 3, H, H), what each was drawn from.
@@ -61,6 +61,11 @@ class Drawn:
     about: list[dict[str, Any]]
     image_emb: Tensor
     x_T: Tensor
+
+    @property
+    def images(self) -> list[Image.Image]:
+        """The pictures as PIL images."""
+        return as_images(self.pictures)
 
 
 def deterministic(config: GenerateConfig, *, eta: float = 0.0) -> GenerateConfig:
@@ -121,10 +126,13 @@ def draw(models: Models, image_emb: Tensor, x_T: Tensor, config: GenerateConfig,
     return torch.cat(made)
 
 
-def drawn(models: Models, source: Tensor, image_emb: Tensor, x_T: Tensor, about: list[dict[str, Any]], config: GenerateConfig, caption: str) -> Drawn:
-    """Draws, and puts what came of it beside its source pixels (m, 3, H, H)."""
-    made = draw(models, image_emb, x_T, config, caption=caption)
-    return Drawn(as_pictures(source), as_pictures(made), about, image_emb.cpu(), x_T.cpu())
+def drawn(
+    models: Models, sources: Sequence[Image.Image], image_emb: Tensor, x_T: Tensor, about: list[dict[str, Any]], config: GenerateConfig, caption: str
+) -> Drawn:
+    """Draws, and puts what came of it beside the pictures that it came from."""
+    pictures = as_pictures(draw(models, image_emb, x_T, config, caption=caption))
+    originals = np.stack([as_square(as_rgb(source), pictures.shape[1]) for source in sources])
+    return Drawn(originals, pictures, about, image_emb.cpu(), x_T.cpu())
 
 
 def fresh_noise(models: Models, config: GenerateConfig, num: int) -> Tensor:

@@ -28,9 +28,9 @@ def reconstruct(models: Models, picture: Image.Image, components: Components, co
     width = len(components.mean)
     if not pca or not all(1 <= num <= width for num in pca):
         raise UnclipError(f"expected numbers of principal components in [1, {width}], the width of the image embedding, got {', '.join(map(str, pca))}")
-    pixels, image_emb = embed_pictures(models, [picture])
+    _, image_emb = embed_pictures(models, [picture])
     emb = image_emb.double().cpu().numpy()
     kept = torch.from_numpy(np.concatenate([components.first(num, emb) for num in pca])).to(image_emb)
     about = [{"components": num, "variance held": round(components.held(num), 4)} for num in pca]
     x_T = fresh_noise(models, config, 1).expand(len(pca), -1, -1, -1)
-    return drawn(models, pixels, kept, x_T, about, deterministic(config), caption)
+    return drawn(models, [picture], kept, x_T, about, deterministic(config), caption)

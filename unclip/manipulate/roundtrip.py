@@ -1,7 +1,6 @@
 """How well inversion and drawing give back the same picture, over the number of steps (eta 0)."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -47,19 +46,8 @@ def measure_round_trip(
         asked = deterministic(dataclasses.replace(config, decoder_steps=steps))
         latent = invert(models, pixels, image_emb, asked, caption=caption)
         again = draw(models, image_emb, latent.x_T, asked, caption=caption).clamp(-1.0, 1.0)
-        found.append(compare(pixels, again, steps))
+        each = psnr(pixels, again)
+        mean_square = (PIXEL_RANGE**2 / 10 ** (each / 10)).mean()
+        whole = float(10 * torch.log10(PIXEL_RANGE**2 / mean_square))
+        found.append(RoundTrip(steps, whole, each.tolist(), float((pixels - again).abs().max()) / PIXEL_RANGE))
     return found
-
-
-def compare(pixels: Tensor, again: Tensor, num_steps: int) -> RoundTrip:
-    """What a round trip of so many steps made of pictures (B, 3, H, H)."""
-    error = (pixels - again).double()
-    whole = 10 * math.log10(PIXEL_RANGE**2 / max(float(error.square().mean()), torch.finfo(torch.float32).tiny))
-    return RoundTrip(steps_checked(num_steps), whole, psnr(pixels, again).tolist(), float(error.abs().max()) / PIXEL_RANGE)
-
-
-def steps_checked(num_steps: int) -> int:
-    """The number itself, which a loop cannot be run with below one."""
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
-    return num_steps

@@ -4,7 +4,7 @@ from PIL import Image
 
 from unclip.files import UnclipError
 from unclip.generate import GenerateConfig, Models
-from unclip.manipulate.latent import HIDDEN, Drawn, Latent, deterministic, drawn, latent_of
+from unclip.manipulate.latent import HIDDEN, Drawn, deterministic, drawn, latent_of
 
 
 def vary(models: Models, picture: Image.Image, config: GenerateConfig, *, num: int, eta: float, caption: str = HIDDEN) -> Drawn:
@@ -14,19 +14,15 @@ def vary(models: Models, picture: Image.Image, config: GenerateConfig, *, num: i
     well as `decoder_steps` allow.
 
     Raises:
-        UnclipError: eta is negative, or 0 with more than one picture, which would all be the same.
+        UnclipError: eta is not in [0, 1], or 0 with more than one picture, which would all be the same.
     """
-    return vary_latent(models, latent_of(models, [picture], config, caption=caption), config, num=num, eta=eta, caption=caption)
-
-
-def vary_latent(models: Models, latent: Latent, config: GenerateConfig, *, num: int, eta: float, caption: str = HIDDEN) -> Drawn:
-    """The same of a latent with one row, found with the same caption and settings."""
     if num < 1:
         raise UnclipError(f"the number of variations must be at least 1, got {num}")
     if not 0.0 <= eta <= 1.0:
         raise UnclipError(f"eta must be in [0, 1], got {eta}: 0 adds no noise, 1 as much as ancestral sampling")
     if eta == 0.0 and num > 1:
         raise UnclipError(f"with eta 0 every picture would be the same reconstruction; ask for one, or give a larger eta; got {num}")
+    latent = latent_of(models, [picture], config, caption=caption)
     about = [{"variation": number, "eta": eta} for number in range(num)]
     image_emb, x_T = latent.image_emb.expand(num, -1), latent.x_T.expand(num, -1, -1, -1)
-    return drawn(models, latent.pixels, image_emb, x_T, about, deterministic(config, eta=eta), caption)
+    return drawn(models, [picture], image_emb, x_T, about, deterministic(config, eta=eta), caption)
