@@ -1,5 +1,7 @@
 """DDIM inversion on Gaussian data, of which denoiser, noise and drift are known exactly."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
@@ -49,7 +51,7 @@ def test_the_drift_of_a_round_trip_vanishes_as_steps_grow(name: ScheduleName) ->
         schedule = respace(make_schedule(name, 1000), steps)
         x_T = invert_ddim(perfect(schedule), schedule, x0)
         drifts.append(float((sample_ddim(perfect(schedule), schedule, x_T, no_noise) - x0).abs().max() / x0.abs().max()))
-    assert all(later < earlier for earlier, later in zip(drifts, drifts[1:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(drifts))
     assert drifts[0] / drifts[2] > 3.0
     assert drifts[-1] < 0.02
 

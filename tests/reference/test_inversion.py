@@ -1,6 +1,7 @@
 """DDIM inversion against that of diffusers, with the network told the same step."""
 
 import warnings
+from itertools import pairwise
 
 import pytest
 import torch
@@ -41,7 +42,7 @@ def test_inversion_agrees(prediction: Prediction, name: str) -> None:
     # Their way into the first one differs (they read clean data as free of noise), so both begin after it.
     first = torch.zeros(3, dtype=torch.long)
     said = denoiser(x0, first).x0
-    theirs = schedule.alpha[0].float() * x0 + schedule.sigma[0].float() * (x0 - schedule.alpha[0].float() * said) / schedule.sigma[0].float()
-    for before, t in zip(kept[:-1], kept[1:], strict=True):
+    theirs = schedule.alpha[0].float() * x0 + (x0 - schedule.alpha[0].float() * said)
+    for before, t in pairwise(kept):
         theirs = reference.step(network(theirs, before.expand(3)), t, theirs).prev_sample
     torch.testing.assert_close(invert_ddim(denoiser, schedule, x0), theirs, atol=2e-3, rtol=5e-3)  # their alphas_cumprod are float32
