@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from unclip.clip import Clip
 from unclip.data.loader import as_pictures, as_pixels
+from unclip.data.picture import as_images
 from unclip.decoder import MAX_CONDITION_NOISE, Decoder, DecoderCondition
 from unclip.diffusion.guidance import Network, guided_by_two
 from unclip.diffusion.sampling import Denoiser, Noise, SamplerName, make_denoiser, sample
@@ -27,7 +29,8 @@ from unclip.progress import progress
 from unclip.upsampler import Upsampler, UpsamplerSampling, upsample
 
 PIXEL_CLAMP = 1.0
-PRIOR_STREAM, DECODER_STREAM, CONDITION_STREAM, *UPSAMPLER_STREAMS = 1, 2, 3, 4, 5  # told apart in the seeds, so that no two share noise
+# told apart in the seeds, so that no two share noise
+PRIOR_STREAM, DECODER_STREAM, CONDITION_STREAM, *UPSAMPLER_STREAMS, MANIPULATE_STREAM = 1, 2, 3, 4, 5, 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +108,11 @@ class Generated:
     similarities: Tensor
     image_emb: Tensor
 
+    @property
+    def images(self) -> list[Image.Image]:
+        """The pictures as PIL images."""
+        return as_images(self.pictures)
+
 
 class RowNoise:
     """Standard normal noise of which each row has its own stream, seeded by (seed, row, stream)."""
@@ -135,10 +143,16 @@ def draw_candidates(prior: Prior | None, condition: TextCondition, config: Gener
     return prior.draw(condition, num_samples=config.num_candidates, sampling=config.prior, noise=noise)
 
 
-def decoder_denoiser(decoder: Decoder, image_emb: Tensor, condition: TextCondition, config: GenerateConfig) -> tuple[Denoiser, Schedule]:
+def decoder_denoiser(
+    decoder: Decoder, image_emb: Tensor, condition: TextCondition, config: GenerateConfig, *, show_text: bool = True, clamp: float | None = PIXEL_CLAMP
+) -> tuple[Denoiser, Schedule]:
     """The decoder, guided, as samplers take it, for image embeddings (B, E) and their captions; and the steps to sample with.
 
     With `condition_noise`, the embeddings come noised already (`noise_condition`).
+
+    Args:
+        show_text: whether the decoder reads the captions, or is guided by the embedding alone.
+        clamp: x0 is kept in [-clamp, clamp].
 
     Raises:
         UnclipError: a scale for the caption where the decoder sees none, or condition noise that it was not trained for.
@@ -150,15 +164,17 @@ def decoder_denoiser(decoder: Decoder, image_emb: Tensor, condition: TextConditi
         raise UnclipError(f"this decoder sees no caption; expected one generate.guidance_scale, got {scales}")
     visible = torch.ones(len(image_emb), dtype=torch.bool, device=image_emb.device)
     level = torch.full((len(image_emb),), config.condition_noise, device=image_emb.device) if decoder.config.condition_noise else None
-    told = DecoderCondition(image_emb, condition.text_tokens, condition.text_mask, visible, visible, condition.text_emb, level)
+    told = DecoderCondition(image_emb, condition.text_tokens, condition.text_mask, visible, visible & show_text, condition.text_emb, level)
 
     def network(told: DecoderCondition) -> Network:
         read = decoder.read(told)  # once for all steps
         return lambda x_t, t: decoder.predict(x_t, t, read)
 
+    if not show_text:
+        scales = (scales[0], scales[0])  # there is nothing that the caption adds
     guided = guided_by_two(network(told), network(told.dropped(image=False)), network(told.dropped()), scales)
     schedule = respace(make_schedule(decoder.config.schedule, decoder.config.num_train_steps), config.decoder_steps)
-    return make_denoiser(guided, schedule, decoder.config.prediction, clamp=PIXEL_CLAMP), schedule
+    return make_denoiser(guided, schedule, decoder.config.prediction, clamp=clamp), schedule
 
 
 def noise_condition(decoder: Decoder, image_emb: Tensor, config: GenerateConfig, *, rows: Sequence[int]) -> Tensor:

@@ -1,6 +1,7 @@
 """Pictures that come from anybody's file: opened with bounds, turned upright, made RGB, and cut to the models' square."""
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +22,26 @@ def open_picture(path: Path) -> Image.Image:
     Raises:
         UnclipError: there is no such file, it is no picture or a broken one, or it has too many pixels or too few.
     """
+    return _opened(path, as_rgb)
+
+
+def open_mask(path: Path) -> Image.Image:
+    """The picture of a file upright and otherwise as it is, for its transparency may matter.
+
+    Raises:
+        UnclipError: as `open_picture`.
+    """
+    return _opened(path, ImageOps.exif_transpose)
+
+
+def _opened(path: Path, read: Callable[[Image.Image], Image.Image]) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large pictures, which are bounded below, and of odd EXIF
             with Image.open(path) as file:
                 _check_size(file.size, str(path))
-                return as_rgb(file)
+                file.load()
+                return read(file)
     except FileNotFoundError:
         raise UnclipError(f"expected a picture in {path}, but there is no such file") from None
     except IsADirectoryError:
@@ -77,3 +92,8 @@ def as_square(picture: Image.Image, side: int) -> np.ndarray:
     box = middle_square(picture.size)
     whole = (box[2] - box[0]) % side == 0
     return np.asarray(picture.resize((side, side), Image.Resampling.BOX if whole else Image.Resampling.BICUBIC, box=box))
+
+
+def as_images(pictures: np.ndarray) -> list[Image.Image]:
+    """(n, H, W, 3) uint8 -> PIL images."""
+    return [Image.fromarray(picture) for picture in pictures]
