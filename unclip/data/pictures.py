@@ -52,7 +52,7 @@ class PictureConfig:
     def __post_init__(self) -> None:
         if self.num_workers < 0:
             raise ValueError(f"num_workers must not be negative, got {self.num_workers}")
-        if not all(word.strip() == word and word for word in self.unflipped):
+        if not all(word and word.strip() == word for word in self.unflipped):
             raise ValueError(f"unflipped must hold words without spaces around them, got {list(self.unflipped)}")
 
 
