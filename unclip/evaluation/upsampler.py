@@ -16,7 +16,7 @@ from unclip.evaluation.pictures import comparison_sheet, save_png
 from unclip.files import UnclipError, write_json
 from unclip.generate import GenerateConfig, Models, generate, upsample_pictures
 from unclip.layout import Paths
-from unclip.upsampler import enlarged
+from unclip.upsampler import Upsampler, enlarged
 from unclip.worlds.judge import score
 from unclip.worlds.shapes import parse_caption
 
@@ -51,7 +51,7 @@ def evaluate_upsamplers(paths: Paths, models: Models, section: EvaluateSection, 
         made = generate(models, asked, section.generate, label=held.split)
         enlarging = {BILINEAR: enlarge(made.decoded, large, BILINEAR), UPSAMPLED: made.pictures}
         found[held.split] = {
-            "real": measure_real(models, low_res[:num], high_res[:num], judged, section.generate),
+            "real": measure_real(models.upsamplers, low_res[:num], high_res[:num], judged, section.generate),
             "generated": measure_rows({SMALL: made.decoded, **enlarging}, judged, seed=seed),
         }
         shown = section.evaluate.num_shown // len(splits)
@@ -64,10 +64,10 @@ def evaluate_upsamplers(paths: Paths, models: Models, section: EvaluateSection, 
     return found
 
 
-def measure_real(models: Models, low_res: np.ndarray, high_res: np.ndarray, captions: Sequence[str], config: GenerateConfig) -> Numbers:
+def measure_real(upsamplers: Sequence[Upsampler], low_res: np.ndarray, high_res: np.ndarray, captions: Sequence[str], config: GenerateConfig) -> Numbers:
     """Real small pictures (n, h, h, 3) uint8 enlarged in each way, against the large ones (n, H, H, 3) that they were made from."""
     side = high_res.shape[1]
-    upsampled = upsample_pictures(models.upsamplers, low_res, config, rows=range(len(low_res)))
+    upsampled = upsample_pictures(upsamplers, low_res, config, rows=range(len(low_res)))
     rows = {BILINEAR: enlarge(low_res, side, BILINEAR), BICUBIC: enlarge(low_res, side, BICUBIC), UPSAMPLED: upsampled}
     found = measure_rows({REAL: high_res, **rows}, captions, seed=config.seed)
     for name, made in rows.items():
