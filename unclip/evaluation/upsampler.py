@@ -1,11 +1,11 @@
 """`unclip evaluate upsampler`: what the upsamplers add to enlarging by formula, on real small pictures and on generated ones."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from rich.box import SIMPLE
 from rich.table import Table
+from torch.nn import functional as F
 
 from unclip.data.loader import as_pictures, as_pixels
 from unclip.evaluation import page
@@ -14,64 +14,75 @@ from unclip.evaluation.heldout import SHAPES, read_held_out, read_pictures
 from unclip.evaluation.intervals import mean_with_interval
 from unclip.evaluation.pictures import comparison_sheet, save_png
 from unclip.files import UnclipError, write_json
-from unclip.generate import GenerateConfig, Models, generate, upsample_pictures
+from unclip.generate import Models, generate, upsample_pictures
 from unclip.layout import Paths
 from unclip.upsampler import Upsampler, enlarged
 from unclip.worlds.judge import score
 from unclip.worlds.shapes import parse_caption
 
 NUMBERS, SHEET = "upsampler.json", "upsampler.png"
-REAL, SMALL, BILINEAR, BICUBIC, UPSAMPLED = "real", "decoder", "bilinear", "bicubic", "upsampled"
+REAL, SMALL, BILINEAR, BICUBIC, UPSAMPLED = "real", "small", "bilinear", "bicubic", "upsampled"
+SHOWN = (SMALL, BILINEAR, UPSAMPLED, REAL)
 PSNR, ALL_RIGHT = "psnr", "all_right"
 ROUNDING = 1 / 12  # mean square of what rounding to whole numbers does
 
 Numbers = dict[str, dict[str, dict[str, float]]]  # row -> metric -> mean, low, high, number
 
 
-def evaluate_upsamplers(paths: Paths, models: Models, section: EvaluateSection, *, num: int) -> dict[str, Any]:
+def evaluate_upsamplers(
+    paths: Paths, upsamplers: Sequence[Upsampler], models: Models | None, section: EvaluateSection, *, low_size: int, num: int
+) -> dict[str, dict[str, Numbers]]:
     """Measures on `num` held-out pictures of each split, and leaves `upsampler.json` and `upsampler.png` in the report's folder.
 
-    Two things are enlarged: real pictures at the decoder's size, which can be compared with what they were made from, and
-    pictures that were generated from their captions, which only a judge can tell right from wrong.
+    Two things are enlarged: real pictures shrunk to `low_size`, the decoder's, which can be compared with what they were;
+    and pictures that `models` generate from the same captions, which only a judge can tell right from wrong. Without
+    models there are only the first.
 
     Raises:
         UnclipError: there is no upsampler or no held-out row.
     """
-    if not models.upsamplers:
+    if not upsamplers:
         raise UnclipError("there is no upsampler to measure: expected upsampler.num_upsamplers to be 1 or 2, got 0")
-    seed, large = section.generate.seed, models.upsamplers[-1].config.unet.image_size
-    splits = read_held_out(paths.embeddings, section.evaluate, seed=seed)
-    small, real = (read_pictures(paths.shards, splits, image_size=side) for side in (models.decoder.config.unet.image_size, large))
-    found: dict[str, Any] = {}
-    columns: dict[str, list[np.ndarray]] = {row: [] for row in (SMALL, BILINEAR, UPSAMPLED, REAL)}
+    config = section.generate
+    splits = read_held_out(paths.embeddings, section.evaluate, seed=config.seed)
+    small, large = (read_pictures(paths.shards, splits, image_size=side) for side in (low_size, upsamplers[-1].config.unet.image_size))
+    found: dict[str, dict[str, Numbers]] = {}
+    sheets: list[dict[str, np.ndarray]] = []
     captions: list[str] = []
-    for held, low_res, high_res in zip(splits, small, real, strict=True):
+    for held, low_res, real in zip(splits, small, large, strict=True):
         asked = held.test.captions[:num]
         judged = asked if section.world == SHAPES else []
-        made = generate(models, asked, section.generate, label=held.split)
-        enlarging = {BILINEAR: enlarge(made.decoded, large, BILINEAR), UPSAMPLED: made.pictures}
-        found[held.split] = {
-            "real": measure_real(models.upsamplers, low_res[:num], high_res[:num], judged, section.generate),
-            "generated": measure_rows({SMALL: made.decoded, **enlarging}, judged, seed=seed),
-        }
+        rows = ways(low_res[:num], upsample_pictures(upsamplers, low_res[:num], config, rows=range(len(asked))))
+        found[held.split] = {"real": measure_real(rows, real[:num], judged, seed=config.seed)}
+        if models is not None:
+            made = generate(models, asked, config, label=held.split)
+            rows = ways(made.decoded, made.pictures)
+            found[held.split]["generated"] = measure_rows(rows, judged, seed=config.seed)
         shown = section.evaluate.num_shown // len(splits)
-        enlarging |= {SMALL: np.repeat(np.repeat(made.decoded, large // made.decoded.shape[1], 1), large // made.decoded.shape[1], 2), REAL: high_res[:num]}
-        for row, pictures in columns.items():
-            pictures.append(enlarging[row][:shown])
+        sheets.append({row: pictures[:shown] for row, pictures in (rows | {REAL: real[:num]}).items()})
         captions += asked[:shown]
-    save_png(paths.report / SHEET, comparison_sheet({row: np.concatenate(pictures) for row, pictures in columns.items()}, captions))
+    save_png(paths.report / SHEET, comparison_sheet({row: np.concatenate([sheet[row] for sheet in sheets]) for row in SHOWN}, captions))
     write_json(paths.report / NUMBERS, {"title": paths.root.name, "num": num, "splits": found})
     return found
 
 
-def measure_real(upsamplers: Sequence[Upsampler], low_res: np.ndarray, high_res: np.ndarray, captions: Sequence[str], config: GenerateConfig) -> Numbers:
-    """Real small pictures (n, h, h, 3) uint8 enlarged in each way, against the large ones (n, H, H, 3) that they were made from."""
-    side = high_res.shape[1]
-    upsampled = upsample_pictures(upsamplers, low_res, config, rows=range(len(low_res)))
-    rows = {BILINEAR: enlarge(low_res, side, BILINEAR), BICUBIC: enlarge(low_res, side, BICUBIC), UPSAMPLED: upsampled}
-    found = measure_rows({REAL: high_res, **rows}, captions, seed=config.seed)
-    for name, made in rows.items():
-        found[name][PSNR] = mean_with_interval(psnr(made, high_res), seed=config.seed)
+def ways(small: np.ndarray, upsampled: np.ndarray) -> dict[str, np.ndarray]:
+    """Pictures (n, h, h, 3) uint8 enlarged in each way to (n, H, H, 3) uint8, beside what the upsamplers made of them."""
+    side = upsampled.shape[1]
+    low_res = as_pixels(small)
+    return {
+        SMALL: as_pictures(F.interpolate(low_res, (side, side), mode="nearest")),
+        BILINEAR: as_pictures(enlarged(low_res, (side, side), "bilinear")),
+        BICUBIC: as_pictures(enlarged(low_res, (side, side), "bicubic")),
+        UPSAMPLED: upsampled,
+    }
+
+
+def measure_real(rows: Mapping[str, np.ndarray], real: np.ndarray, captions: Sequence[str], *, seed: int) -> Numbers:
+    """Enlarged pictures, a way a row, (n, H, H, 3) uint8, against the real ones that were shrunk for them; and these themselves."""
+    found = measure_rows(dict(rows) | {REAL: real}, captions, seed=seed)
+    for row, made in rows.items():
+        found[row][PSNR] = mean_with_interval(psnr(made, real), seed=seed)
     return found
 
 
@@ -82,11 +93,6 @@ def measure_rows(rows: Mapping[str, np.ndarray], captions: Sequence[str], *, see
         right = [score(picture, parse_caption(caption))[ALL_RIGHT] for picture, caption in zip(pictures, captions, strict=True)]
         found[name][ALL_RIGHT] = mean_with_interval(np.array(right, np.float64), seed=seed)
     return found
-
-
-def enlarge(pictures: np.ndarray, side: int, mode: str) -> np.ndarray:
-    """Pictures (n, h, h, 3) uint8 enlarged by formula to (n, side, side, 3) uint8."""
-    return as_pictures(enlarged(as_pixels(pictures), (side, side), "bicubic" if mode == BICUBIC else "bilinear"))
 
 
 def psnr(made: np.ndarray, true: np.ndarray) -> np.ndarray:
