@@ -32,7 +32,7 @@ class GenerateConfig:
         prior: how the prior is sampled.
         decoder_steps, sampler, eta: of the decoder.
         guidance_scale: of the decoder; one number for embedding and caption together, or one for each of them. 1.0 is none.
-        condition_noise: level of noise on the image embedding, in [0, 1000], that a decoder trained for it is told.
+        condition_noise: level of noise on the image embedding, which a decoder that was trained for it is told.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -127,8 +127,10 @@ def decoder_denoiser(decoder: Decoder, image_emb: Tensor, condition: TextConditi
     Raises:
         UnclipError: a scale for the caption where the decoder sees none, or condition noise that it was not trained for.
     """
-    if config.condition_noise and not decoder.config.condition_noise:
-        raise UnclipError(f"this decoder was trained without condition_noise; expected generate.condition_noise 0, got {config.condition_noise}")
+    if config.condition_noise > decoder.config.condition_noise:
+        raise UnclipError(
+            f"this decoder was trained with condition_noise up to {decoder.config.condition_noise}; expected no more, got {config.condition_noise}"
+        )
     scales = config.guidance_scales
     if scales[0] != scales[1] and not decoder.config.sees_text:
         raise UnclipError(f"this decoder sees no caption; expected one generate.guidance_scale, got {scales}")
@@ -163,7 +165,13 @@ def decode_embeddings(decoder: Decoder, image_emb: Tensor, condition: TextCondit
 
 
 def generate(models: Models, captions: Sequence[str], config: GenerateConfig, *, label: str = "generate") -> Generated:
-    """One picture for every caption in the list; give a caption several times for several pictures of it."""
+    """One picture for every caption in the list; give a caption several times for several pictures of it.
+
+    Raises:
+        UnclipError: the settings do not fit the decoder, such as a prior before one that was trained on text embeddings.
+    """
+    if models.prior is not None and models.decoder.config.embedding == "text":
+        raise UnclipError("this decoder was trained on text embeddings; expected no prior (--prior none), got one")
     made: list[Generated] = []
     with progress(label, len(captions), unit="picture") as bar:
         for start in range(0, len(captions), config.batch_size):
