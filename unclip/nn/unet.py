@@ -114,6 +114,15 @@ def zeroed(module: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
     return module
 
 
+def pointwise(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """A convolution of one pixel as the matrix product that it is: (B, C, H, W) -> (B, C', H, W).
+
+    On a CPU, torch's convolutions of one pixel run at a fifth of the speed of its products.
+    """
+    out: Tensor = F.linear(x.permute(0, 2, 3, 1), conv.weight.flatten(1), conv.bias).permute(0, 3, 1, 2)
+    return out
+
+
 class ResBlock(nn.Module):
     """x (B, C, H, W), emb (B, M) -> (B, C', H', W'); H' = H, H/2 ("down") or 2H ("up"), resampled before the first convolution."""
 
@@ -127,7 +136,7 @@ class ResBlock(nn.Module):
         self.norm2 = group_norm(out_channels, config.min_group_width)
         self.dropout = nn.Dropout(config.dropout)
         self.conv2 = zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
-        self.skip = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
+        self.skip = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else None
 
     def _resampled(self, x: Tensor) -> Tensor:
         if self.resample == "down":
@@ -139,12 +148,12 @@ class ResBlock(nn.Module):
         emb = self.emb(F.silu(emb))[:, :, None, None]
         if self.scales:
             scale, shift = emb.chunk(2, dim=1)
-            h = self.norm2(h) * (1 + scale) + shift
+            h = torch.addcmul(shift, self.norm2(h), 1 + scale)
         else:
             h = self.norm2(h + emb)
         h = self.conv2(self.dropout(F.silu(h)))
-        out: Tensor = self.skip(self._resampled(x)) + h
-        return out
+        x = self._resampled(x)
+        return (x if self.skip is None else pointwise(self.skip, x)) + h
 
 
 class AttentionBlock(nn.Module):
@@ -173,7 +182,7 @@ class AttentionBlock(nn.Module):
         B, C, H, W = x.shape
         if self.positions is not None:
             x = x + self.positions
-        qkv = self.qkv(self.norm(x)).flatten(2).transpose(1, 2)  # (B, HW, 3C)
+        qkv = pointwise(self.qkv, self.norm(x)).flatten(2).transpose(1, 2)  # (B, HW, 3C)
         q, k, v = self._heads(qkv, 3)
         mask = None
         if context is not None:
@@ -181,8 +190,7 @@ class AttentionBlock(nn.Module):
             mask = F.pad(context[2], (0, H * W), value=True)[:, None, None, :]  # (B, 1, 1, L + HW)
         h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         h = h.transpose(1, 2).reshape(B, H * W, C).transpose(1, 2).reshape(B, C, H, W)
-        out: Tensor = x + self.out(h)
-        return out
+        return x + pointwise(self.out, h)
 
     def _heads(self, tokens: Tensor, parts: int) -> tuple[Tensor, ...]:
         B, L, _ = tokens.shape
