@@ -4,13 +4,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from unclip import checkpoint
-from unclip.data.loader import as_floats, as_pixels, batches_of, join_shards, padded_states
+from unclip.data.loader import Piece, as_pixels
 from unclip.data.manifest import Manifest, finished_manifest, runtime
+from unclip.data.pictures import PictureBatch, PictureConfig, open_pictures
 from unclip.data.stats import STATS
 from unclip.data.store import emb_width, text_width
 from unclip.decoder import Decoder, DecoderConfig
@@ -34,6 +34,7 @@ class DecoderStageConfig:
         drop_both_prob: how often both are hidden besides, so that guidance has learnt what it moves away from.
         step_sampling: which noise levels are trained more often.
         min_snr_gamma: weight of the loss by Min-SNR; 0 leaves it unweighted.
+        pictures: how they are read.
         checkpoint_activations: whether activations are computed again in the backward pass instead of being kept.
     """
 
@@ -47,6 +48,7 @@ class DecoderStageConfig:
     step_sampling: StepSampling = "uniform"
     min_snr_gamma: float = 0.0
     checkpoint_activations: bool = runtime(False)
+    pictures: PictureConfig = field(default_factory=PictureConfig)
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(batch_size=64, betas=(0.9, 0.999)))
 
     def __post_init__(self) -> None:
@@ -83,9 +85,10 @@ def train_decoder(shards: Path, store: Path, run: Path, config: DecoderStageConf
 
 def _fit(shards: Path, store: Path, run: Path, config: DecoderStageConfig) -> tuple[Path, int, dict[str, int]]:
     """Trains; returns the folder of the last checkpoint, the number of training rows, and how many were left out for which reason."""
-    joined = join_shards(shards, store, image_size=config.network.unet.image_size, split="train", text_tokens=config.network.text_states)
-    pairs, states = joined.pairs, joined.pairs.text_tokens
-    embeddings = {"image": pairs.image_emb, "text": pairs.text_emb}[config.network.embedding]
+    pictures = open_pictures(
+        shards, store, config.pictures, split="train", image_size=config.network.unet.image_size,
+        text_tokens=config.network.text_states, seed=config.training.seed,
+    )  # fmt: skip
     torch.manual_seed(config.training.seed)
     model = Decoder(config.network, emb_width=emb_width(store), text_width=text_width(store))
     stats = read_json(store / STATS)[f"{config.network.embedding}_emb"]
@@ -94,15 +97,17 @@ def _fit(shards: Path, store: Path, run: Path, config: DecoderStageConfig) -> tu
     model = model.to(memory_format=torch.channels_last)
     model.unet.checkpoint_activations = config.checkpoint_activations
 
-    def loss_fn(prepared: nn.Module, rows: np.ndarray, draws: Draws) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def loss_fn(prepared: nn.Module, batch: PictureBatch, draws: Draws) -> tuple[Tensor, Mapping[str, Tensor]]:
         device = next(prepared.parameters()).device
-        tokens, mask = padded_states(states.take(rows)) if states is not None else (None, None)
-        batch = DecoderBatch(as_pixels(joined.pictures[rows]), as_floats(embeddings[rows]), tokens, mask, as_floats(pairs.text_emb[rows]))
-        return decoder_loss(prepared, model, batch.to(device), draws, config)
+        held = batch.to(device)
+        x0 = as_pixels(held.pictures).to(memory_format=torch.channels_last)
+        embedding = {"image": held.image_emb, "text": held.text_emb}[config.network.embedding]
+        return decoder_loss(prepared, model, DecoderBatch(x0, embedding, held.text_tokens, held.text_mask, held.text_emb), draws, config)
 
-    def batches(start: int) -> Iterator[np.ndarray]:
-        return batches_of(len(pairs), config.training.batch_size, seed=config.training.seed, start=start)
+    def batches(start: int, own: Piece) -> Iterator[PictureBatch]:
+        pin = model.emb_mean.is_cuda
+        return pictures.batches(config.training.batch_size, start=start, piece=own, num_workers=config.pictures.num_workers, pin=pin)
 
     network = checkpoint.as_json(config.network) | {"emb_width": emb_width(store), "text_width": text_width(store)}
     last = train(run, model=model, kind="decoder", network=network, loss_fn=loss_fn, batches=batches, config=config.training)
-    return last, len(pairs), dict(joined.rejected)
+    return last, len(pictures), dict(pictures.joined.rejected)

@@ -23,7 +23,7 @@ PIXEL_CLAMP = 1.0  # as in sampling
 
 @dataclass(frozen=True)
 class DecoderBatch:
-    """Pictures (B, 3, H, H) in [-1, 1] and what goes with them.
+    """Pictures (B, 3, H, H) in [-1, 1], and what goes with them, on the device of the model.
 
     Attributes:
         image_emb: (B, E) raw embedding that the decoder is given: CLIP's of the picture, or of the caption in its place.
@@ -36,11 +36,6 @@ class DecoderBatch:
     text_tokens: Tensor | None
     text_mask: Tensor | None
     text_emb: Tensor
-
-    def to(self, device: torch.device) -> "DecoderBatch":
-        """The same on another device, pictures with channels last."""
-        tokens, mask = (None if part is None else part.to(device) for part in (self.text_tokens, self.text_mask))
-        return DecoderBatch(self.pictures.to(device, memory_format=torch.channels_last), self.image_emb.to(device), tokens, mask, self.text_emb.to(device))
 
 
 def decoder_loss(prepared: nn.Module, model: Decoder, batch: DecoderBatch, draws: Draws, config: "DecoderStageConfig") -> tuple[Tensor, Mapping[str, Tensor]]:
