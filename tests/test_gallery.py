@@ -56,8 +56,10 @@ def test_captions_come_back_from_the_files_as_they_went_in(tmp_path: Path) -> No
 
 def test_a_picture_that_says_nothing_is_an_error(tmp_path: Path) -> None:
     Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
-    with pytest.raises(UnclipError, match="no picture that unclip made"):
-        read_png_text(tmp_path / "a.png")
+    (tmp_path / "b.png").write_text("no picture")
+    for name in ("a.png", "b.png", "c.png"):
+        with pytest.raises(UnclipError, match="expected a picture that unclip made"):
+            read_png_text(tmp_path / name)
 
 
 def test_nothing_is_overwritten_by_surprise(tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ import torch
 
 from tests.small_models import small_clip, small_models
 from unclip.clip import Clip
-from unclip.decoder import DecoderCondition
+from unclip.decoder import Decoder, DecoderCondition
 from unclip.diffusion.sampling import make_denoiser
 from unclip.diffusion.schedule import make_schedule, respace
+from unclip.files import UnclipError
 from unclip.generate import GenerateConfig, RowNoise, decoder_denoiser, generate, numbers_of, text_condition
 from unclip.prior.condition import PriorSampling
 from unclip.upsampler import UpsamplerSampling
@@ -109,3 +110,11 @@ def test_rows_have_streams_of_their_own() -> None:
 def test_the_decoder_has_no_analytic_sampler() -> None:
     with pytest.raises(ValueError, match="sampler of the decoder must be ddpm, ddim or dpm"):
         GenerateConfig(sampler="analytic")
+
+
+def test_a_decoder_of_text_embeddings_wants_no_prior(clip: Clip) -> None:
+    models = small_models(clip, "linear")
+    decoder = Decoder(dataclasses.replace(models.decoder.config, embedding="text"), emb_width=16, text_width=32).eval()
+    with pytest.raises(UnclipError, match="give --prior none"):
+        generate(dataclasses.replace(models, decoder=decoder), CAPTIONS, GenerateConfig(decoder_steps=1))
+    assert len(generate(dataclasses.replace(models, decoder=decoder, prior=None), CAPTIONS[:1], GenerateConfig(decoder_steps=1)).pictures) == 1

@@ -62,6 +62,13 @@ def test_generate_makes_the_same_files_whatever_else_is_asked_for(root: Path, tm
     assert (candidates.num_rows, sum(candidates["chosen"].to_pylist())) == (18, 9)
 
 
+def test_a_picture_says_how_it_was_made(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("generate", 'a "star" [bold]', "--root", root, "--num", 1, "--out", tmp_path / "out", *FEW)
+    capsys.readouterr()
+    run("inspect", tmp_path / "out" / "0000-a-star-bold.png")
+    assert json.loads(capsys.readouterr().out)["picture"]["caption"] == 'a "star" [bold]'
+
+
 def test_generate_takes_every_setting(root: Path, tmp_path: Path) -> None:
     asked = ("--candidates", 3, "--guidance", 2.0, "--text-guidance", 1.5, "--sampler", "ddim", "--eta", 0.5)
     run("generate", "a star", "--root", root, "--num", 1, "--prior", "linear", *asked, "--out", tmp_path / "out", *FEW)

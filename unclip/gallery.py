@@ -129,10 +129,13 @@ def read_png_text(path: Path) -> dict[str, Any]:
     Raises:
         UnclipError: it says nothing.
     """
-    with Image.open(path) as picture:
-        said = getattr(picture, "text", {}).get(TEXT_KEY)
+    try:
+        with Image.open(path) as picture:
+            said = getattr(picture, "text", {}).get(TEXT_KEY)
+    except OSError:
+        said = None
     if said is None:
-        raise UnclipError(f"{path} is no picture that unclip made: it has no PNG text {TEXT_KEY!r}")
+        raise UnclipError(f"expected a picture that unclip made, with the PNG text {TEXT_KEY!r}, got {path}")
     content: dict[str, Any] = json.loads(said)
     return content
 

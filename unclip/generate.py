@@ -229,8 +229,23 @@ def numbers_of(captions: Sequence[str]) -> list[int]:
     return numbers
 
 
+def check_prior(models: Models) -> None:
+    """Refuses a prior before a decoder that does not want its embeddings.
+
+    Raises:
+        UnclipError: the decoder draws from text embeddings, and there is a prior.
+    """
+    if models.decoder.config.embedding == "text" and models.prior is not None:
+        raise UnclipError("this decoder draws from the caption's own embedding, so that a prior has no place; give --prior none")
+
+
 def generate(models: Models, captions: Sequence[str], config: GenerateConfig, *, label: str = "generate") -> Generated:
-    """One picture for every caption in the list; give a caption several times for several pictures of it."""
+    """One picture for every caption in the list; give a caption several times for several pictures of it.
+
+    Raises:
+        UnclipError: the decoder draws from text embeddings, and there is a prior.
+    """
+    check_prior(models)
     made: list[Generated] = []
     numbers = numbers_of(captions)
     with progress(label, len(captions), unit="picture") as bar:

@@ -52,13 +52,18 @@ def search(
 
 @app.command(group=USE)
 def inspect(path: Path, /) -> None:
-    """Show what a result folder holds: a root, a stage, the embedding store, a checkpoint.
+    """Show what a result folder holds (a root, a stage, the embedding store, a checkpoint), or how a picture was made.
 
     Parameters
     ----------
     path
-        The folder.
+        The folder, or a picture that a command of unclip made.
     """
+    if path.is_file():
+        from unclip.gallery import read_png_text
+
+        console.print_json(data=read_png_text(path))
+        return
     from unclip.evaluation.inspect import inspect as describe
 
     console.print(describe(path))

@@ -16,6 +16,7 @@ from unclip.generate import (
     GenerateConfig,
     Models,
     RowNoise,
+    check_prior,
     chunks_of,
     decoder_denoiser,
     draw_candidates,
@@ -88,8 +89,9 @@ def inpaint(
     picture, after the upsamplers, and put into the hole. The sampler is DDIM whatever the config says, with this `eta` (1 is ancestral sampling).
 
     Raises:
-        UnclipError: see `hole_of`; or a number is out of its range.
+        UnclipError: see `hole_of` and `check_prior`; or a number is out of its range.
     """
+    check_prior(models)
     for name, value in (("the number of pictures", num), ("the number of resamplings", num_resamples)):
         if value < 1:
             raise UnclipError(f"{name} must be at least 1, got {value}")
