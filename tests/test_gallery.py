@@ -90,6 +90,8 @@ def test_a_folder_of_somebody_else_is_left_alone_even_with_overwrite(tmp_path: P
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UnclipError, match="is no folder"):
         check_place(tmp_path / "file", overwrite=True)
+    with pytest.raises(UnclipError, match="can't be made: .*file is a file"):
+        check_place(tmp_path / "file" / "out", overwrite=False)
     with pytest.raises(UnclipError, match="names a folder"):
         check_place(tmp_path / "out.png", overwrite=False)
 

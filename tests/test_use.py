@@ -189,5 +189,7 @@ def test_the_facade_refuses_what_it_cant_do(models: unclip.Unclip, tmp_path: Pat
         models.with_settings(decoder_steps=0)
     with pytest.raises(UnclipError, match=r"steps must be in \[1, 1000\].*got 1001"):
         models.variations(picture, steps=1001)
+    with pytest.raises(UnclipError, match="seed must not be negative, got -1"):
+        models.generate("a star", seed=-1)
     with pytest.raises(UnclipError, match="number of pictures must be at least 1"):
         models.generate("a star", num=0)

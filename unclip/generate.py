@@ -64,6 +64,8 @@ class GenerateConfig:
         for name in ("num_candidates", "decoder_steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
         if not 0 <= self.condition_noise <= MAX_CONDITION_NOISE:
             raise ValueError(f"condition_noise must be in [0, {MAX_CONDITION_NOISE}], got {self.condition_noise}")
         if self.sampler == "analytic":
