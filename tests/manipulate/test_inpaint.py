@@ -9,7 +9,7 @@ from PIL import Image
 from tests.small_models import SIDE, small_models
 from unclip.files import UnclipError
 from unclip.generate import GenerateConfig, Models
-from unclip.manipulate.inpaint import hole_of, inpaint
+from unclip.manipulate.inpaint import hole_of, inpaint, kept_at
 from unclip.upsampler import UpsamplerSampling
 
 CONFIG = GenerateConfig(decoder_steps=3, upsampler=UpsamplerSampling(first_steps=(2,)))
@@ -37,6 +37,14 @@ def test_every_pixel_outside_of_the_hole_stays(models: Models, upsampled: bool, 
         assert not np.array_equal(one[hole], np.asarray(picture)[hole])
     assert not np.array_equal(made.pictures[0], made.pictures[1])
     assert np.array_equal(made.hole, hole)
+
+
+def test_one_pixel_of_the_hole_is_enough_for_the_decoder_to_draw() -> None:
+    hole = np.zeros((2000, 2400), bool)
+    hole[700, 1000] = True  # (700, 800) of the middle square, whose eighths are 250 wide
+    kept = kept_at(hole, 8)
+    assert np.argwhere(~kept).tolist() == [[2, 3]]
+    assert np.array_equal(kept_at(np.eye(4, dtype=bool), 8), ~np.kron(np.eye(4), np.ones((2, 2))).astype(bool))
 
 
 def test_what_lies_in_the_hole_has_no_say(models: Models) -> None:
