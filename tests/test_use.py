@@ -67,6 +67,8 @@ def test_a_picture_says_how_it_was_made(root: Path, tmp_path: Path, capsys: pyte
     capsys.readouterr()
     run("inspect", tmp_path / "out" / "0000-a-star-bold.png")
     assert json.loads(capsys.readouterr().out)["picture"]["caption"] == 'a "star" [bold]'
+    run("inspect", tmp_path / "out")
+    assert json.loads(capsys.readouterr().out)["pictures"][0]["file"] == "0000-a-star-bold.png"
 
 
 def test_generate_takes_every_setting(root: Path, tmp_path: Path) -> None:

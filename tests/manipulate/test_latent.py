@@ -19,14 +19,19 @@ from unclip.manipulate.variations import vary
 Pictures = list[Image.Image]
 
 
-@pytest.mark.parametrize("caption", ["", "a large red star"])
-def test_the_round_trip_gets_better_with_every_step_and_comes_back(models: Models, config: GenerateConfig, pictures: Pictures, caption: str) -> None:
+def test_the_round_trip_gets_better_with_the_steps_and_comes_back(models: Models, config: GenerateConfig, pictures: Pictures) -> None:
     pixels, image_emb = embed_pictures(models, pictures[:1])
-    found = measure_round_trip(models, pixels, image_emb, config, num_steps=[8, 32, 128], caption=caption)
-    assert [one.num_steps for one in found] == [8, 32, 128]
+    found = measure_round_trip(models, pixels, image_emb, config, num_steps=[6, 24, 96])
+    assert [one.num_steps for one in found] == [6, 24, 96]
     assert found[0].psnr + 6 < found[1].psnr < found[2].psnr - 6
-    assert found[2].psnr > 35
+    assert found[2].psnr > 32
     assert found[2].max_error < found[1].max_error < found[0].max_error
+
+
+def test_with_a_caption_it_comes_back_too(models: Models, config: GenerateConfig, pictures: Pictures) -> None:
+    pixels, image_emb = embed_pictures(models, pictures[:1])
+    few, more = measure_round_trip(models, pixels, image_emb, config, num_steps=[6, 24], caption="a large red star")
+    assert few.psnr + 6 < more.psnr
 
 
 def test_the_psnr_of_several_pictures_is_that_of_their_mean_error(models: Models, config: GenerateConfig, pictures: Pictures) -> None:
