@@ -33,7 +33,7 @@ UNETS = {
     ("config", "setting"),
     [
         (dataclasses.replace(DECODER, text_states=False), "decoder.network.text_states"),
-        (dataclasses.replace(DECODER, condition_noise=True), "decoder.network.condition_noise"),
+        (dataclasses.replace(DECODER, condition_noise=500), "decoder.network.condition_noise"),
         (dataclasses.replace(DECODER, embedding="text"), "decoder.network.embedding"),
         (dataclasses.replace(DECODER, sinusoids="half"), "decoder.network.sinusoids"),
         *((dataclasses.replace(DECODER, unet=dataclasses.replace(UNET, **change)), setting) for setting, change in UNETS.items()),

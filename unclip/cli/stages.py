@@ -24,7 +24,8 @@ def _show_plan(config: "RunConfig") -> None:
     console.print_json(data=as_dict(config))
     table = Table("stage", "would be", "folder", "what it does", title="Nothing was done; this would be:", title_justify="left")
     for name, stage in STAGES.items():
-        table.add_row(name, "skipped, it is done" if is_done(name, config) else "run", str(stage.folder(paths_of(config))), stage.does)
+        would_be = f"skipped: {stage.idle(config)}" if stage.idle(config) else "skipped, it is done" if is_done(name, config) else "run"
+        table.add_row(name, would_be, str(stage.folder(paths_of(config))), stage.does)
     console.print(table)
 
 
@@ -92,6 +93,9 @@ def work_on(name: str, config: "RunConfig", dry_run: bool, section: Any = None) 
 def _show_stage(name: str, config: "RunConfig", manifest: "Manifest", worked: bool) -> None:
     from unclip.stages import STAGES, paths_of
 
+    if why := STAGES[name].idle(config):
+        console.print(f"{name}: nothing to do, because {why}", highlight=False)
+        return
     counts = manifest.counts
     rejected = sum(counts.get("rejected", {}).values())
     numbers = f"{counts['kept']:,} of {counts['rows_in']:,} rows kept, {rejected:,} rejected" if "kept" in counts else ""

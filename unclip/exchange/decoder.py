@@ -21,7 +21,7 @@ from unclip.files import UnclipError
 
 TEXT_NAME, TEXT_CLASS, UNET_NAME = "text_proj", "UnCLIPTextProjModel", "decoder"
 PIXEL_CLAMP = 1.0
-ONLY = {"embedding": "image", "text_states": True, "condition_noise": False}
+ONLY = {"embedding": "image", "text_states": True, "condition_noise": 0}
 
 
 @dataclasses.dataclass(frozen=True)
