@@ -17,11 +17,15 @@ from unclip.nn.unet import UNetConfig
 from unclip.prior.diffusion import DiffusionPrior, DiffusionPriorConfig
 from unclip.stages import paths_of
 from unclip.training.prior import section_of
+from unclip.training.upsampler import UpsamplerFamily
+from unclip.upsampler import Upsampler, UpsamplerConfig
 
 E, LENGTH = 24, 9
 PRIOR = DiffusionPriorConfig(width=32, depth=2, head_width=16, max_text_tokens=LENGTH)
 UNET = UNetConfig(image_size=16, channels=32, channel_mult=(1, 2), depth=1, attention_sizes=(8,), head_width=16, min_group_width=1)
 DECODER = DecoderConfig(unet=UNET, step_width=48, sinusoids="channels", context_width=40)
+LARGER = dataclasses.replace(UNET, image_size=32, attention_sizes=(), attend_middle=False, modulation="add", head_width=64)
+UPSAMPLER = UpsamplerConfig(low_size=16, unet=LARGER, enlarge="bicubic")
 TOWER = TowerConfig(emb_width=E, image_size=8, patch_size=4, vision_width=16, vision_layers=1, text_width=E, text_layers=1, head_width=8, context_length=LENGTH)
 
 
@@ -51,9 +55,15 @@ def make_decoder(config: DecoderConfig = DECODER) -> tuple[DecoderShape, Decoder
     return DecoderShape(config, E, E), decoder
 
 
+def make_upsampler(config: UpsamplerConfig = UPSAMPLER) -> tuple[UpsamplerConfig, Upsampler]:
+    upsampler = Upsampler(config).eval()
+    randomize(upsampler)
+    return config, upsampler
+
+
 def write_root(root: Path, *, clip_seed: int = 0, prior: DiffusionPriorConfig = PRIOR, decoder: DecoderConfig = DECODER, train: bool = True) -> RunConfig:
-    """A root with a CLIP and, where `train`, finished runs of a prior and a decoder."""
-    config = load_config(preset="tiny", settings={"root": str(root)})
+    """A root with a CLIP and, where `train`, finished runs of a prior, a decoder and an upsampler."""
+    config = load_config(preset="tiny", settings={"root": str(root), "upsampler.num_upsamplers": 0, "download.image_size": 64})
     paths = paths_of(config)
     torch.manual_seed(clip_seed)
     stage = Stage(paths.clip, "clip", config.clip, {})
@@ -63,13 +73,16 @@ def write_root(root: Path, *, clip_seed: int = 0, prior: DiffusionPriorConfig = 
     if not train:
         return config
     made = {
-        paths.prior / "diffusion": ("prior-diffusion", section_of(config.prior, "diffusion"), *make_prior(prior)),
-        paths.decoder: ("decoder", config.decoder, *make_decoder(decoder)),
+        paths.prior / "diffusion": ("prior-diffusion", "prior-diffusion", section_of(config.prior, "diffusion"), *make_prior(prior)),
+        paths.decoder: ("decoder", "decoder", config.decoder, *make_decoder(decoder)),
+        paths.upsampler / "first": ("upsampler-first", "upsampler", config.upsampler.first, *make_upsampler()),
     }
-    for run, (kind, section, shape, model) in made.items():
-        opened = Stage(run, kind, section, {})
-        content, state = {"kind": kind, "network": shape.network()}, model.state_dict()
+    for run, (name, kind, section, shape, model) in made.items():
+        opened = Stage(run, name, section, {})
+        network = dataclasses.asdict(shape) if isinstance(shape, UpsamplerConfig) else shape.network()
+        content, state = {"kind": kind, "network": network}, model.state_dict()
         folder = checkpoint.step_folder(run, 7)
         checkpoint.write_checkpoint(folder, config=content, model=state, ema=state, optimizer={"optimizers": []}, state={"step": 7})
         opened.finish(counts={"steps": 7}, digest=checkpoint.digest(folder))
+    Stage(paths.upsampler, "upsampler", UpsamplerFamily(run=config.upsampler.run), {}).finish(counts={"steps": 7}, digest="")
     return config

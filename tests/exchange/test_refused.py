@@ -11,12 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.exchange_models import DECODER, PRIOR, UNET, E, write_root
+from tests.exchange_models import DECODER, PRIOR, UNET, UPSAMPLER, E, write_root
 from unclip.decoder import DecoderConfig
 from unclip.exchange.decoder import DecoderShape, decoder_components
 from unclip.exchange.exported import export_models
 from unclip.exchange.imported import import_models
 from unclip.exchange.prior import PriorShape, prior_component
+from unclip.exchange.upsampler import upsampler_component
 from unclip.exchange.weights import read_weights
 from unclip.files import UnclipError
 from unclip.stages import paths_of
@@ -44,9 +45,11 @@ def test_a_decoder_that_diffusers_can_not_be_is_refused_by_its_setting(config: D
         decoder_components(DecoderShape(config, E, E))
 
 
-def test_a_prior_that_diffusers_can_not_be_is_refused_by_its_setting() -> None:
+def test_a_prior_or_an_upsampler_that_diffusers_can_not_be_is_refused_by_its_setting() -> None:
     with pytest.raises(UnclipError, match=r"prior\.network\.self_condition"):
         prior_component(PriorShape(dataclasses.replace(PRIOR, self_condition=True), E, E))
+    with pytest.raises(UnclipError, match=r"upsampler\.second\.network\.residual_std"):
+        upsampler_component(dataclasses.replace(UPSAMPLER, residual_std=0.1), "second")
     with pytest.raises(UnclipError, match="one width for CLIP's embeddings and text states, this CLIP has 24 and 16"):
         prior_component(PriorShape(PRIOR, E, 16))
 
@@ -54,7 +57,7 @@ def test_a_prior_that_diffusers_can_not_be_is_refused_by_its_setting() -> None:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("exported") / "out"
-    export_models(paths_of(write_root(out.parent / "root")), out, ("prior", "decoder"))
+    export_models(paths_of(write_root(out.parent / "root")), out, ("prior", "decoder", "upsampler"))
     return out
 
 
@@ -97,6 +100,8 @@ def refused(folder: Path, to: Path, message: str) -> None:
         ("decoder/config.json", {"layers_per_block": 10**6}, "layers_per_block in .* is 1,000,000, but its weights are"),
         ("decoder/config.json", {"mid_block_type": "UNetMidBlock2DCrossAttn"}, "mid_block_type in .* no counterpart for that, expected"),
         ("decoder/config.json", {"attention_head_dim": 48}, "what unclip's U-Net can't be: head_width 48 must divide"),
+        ("super_res_first/config.json", {"add_attention": True}, "add_attention in .* is True; unclip's network has no counterpart"),
+        ("decoder/config.json", {"sample_size": 32}, "low_size must be the 32 pixels that the decoder makes, got 16"),
         ("decoder/config.json", {"cross_attention_dim": 41}, "has time_embed_dim and cross_attention_dim"),
     ],
 )
@@ -151,14 +156,14 @@ def test_importing_twice_changes_nothing(exported: Path, tmp_path: Path) -> None
     config = write_root(tmp_path / "root", train=False)
     first = import_models(config, paths_of, exported, "diffusers", "imported")
     weights = next((tmp_path / "root" / "decoder").rglob("ema.safetensors")).read_bytes()
-    assert import_models(first, paths_of, exported, "diffusers", "imported") == first
+    assert import_models(first.config, paths_of, exported, "diffusers", "imported") == first
     assert next((tmp_path / "root" / "decoder").rglob("ema.safetensors")).read_bytes() == weights
 
 
 def test_only_what_is_trained_is_exported(tmp_path: Path) -> None:
     config = write_root(tmp_path / "root", train=False)
     with pytest.raises(UnclipError, match="nothing to export"):
-        export_models(paths_of(config), tmp_path / "out", ("prior", "decoder"))
+        export_models(paths_of(config), tmp_path / "out", ("prior", "decoder", "upsampler"))
     assert not (tmp_path / "out").exists()
 
 
@@ -183,7 +188,7 @@ def test_a_torch_file_can_not_run_code_nor_claim_more_than_it_holds(tmp_path: Pa
 def test_karlos_sizes_must_be_those_of_the_config(tmp_path: Path) -> None:
     folder = tmp_path / "karlo"
     folder.mkdir()
-    for name in ("prior-ckpt.ckpt", "decoder-ckpt.ckpt"):
+    for name in ("prior-ckpt.ckpt", "decoder-ckpt.ckpt", "improved-sr-ckpt.ckpt"):
         torch.save({"state_dict": {"model.prd_emb": torch.zeros(1, 1, 8)}}, folder / name)
     torch.save((torch.zeros(E), torch.ones(E)), folder / "ViT-L-14_stats.th")
     config = write_root(tmp_path / "root", train=False)

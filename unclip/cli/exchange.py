@@ -12,7 +12,7 @@ from unclip.cli.options import ConfigFile, Preset, Root, remember, resolve
 @app.command(group=USE)
 def export(
     out: Path, /, *, root: Root = "", format: Literal["diffusers"] = "diffusers",
-    model: Literal["all", "prior", "decoder"] = "all",
+    model: Literal["all", "prior", "decoder", "upsampler"] = "all",
 ) -> None:  # fmt: skip
     """Write the trained models as component folders that diffusers loads, and a page that says how to use them.
 
@@ -52,7 +52,8 @@ def import_(
     from unclip.stages import paths_of
 
     imported = import_models(resolve(preset, config, root), paths_of, folder, format, run)
-    remember(imported)
-    paths = paths_of(imported)
-    made = [str(path) for path in (paths.prior, paths.decoder) if path.name == run and path.is_dir()]
-    console.print(f"imported: {', '.join(made)}\n{imported.root} uses them from now on", highlight=False)
+    remember(imported.config)
+    for name in imported.left_out:
+        console.print(f"left out: {name} (an upsampler of unclip is one network for all steps)", highlight=False)
+    runs = "\n  ".join(str(run) for run in imported.runs)
+    console.print(f"imported:\n  {runs}\n{imported.config.root} uses them from now on", highlight=False)

@@ -14,6 +14,7 @@ from unclip.data.manifest import finished_manifest, read_manifest, versions
 from unclip.decoder import DecoderConfig
 from unclip.exchange import decoder as decoders
 from unclip.exchange import prior as priors
+from unclip.exchange import upsampler as upsamplers
 from unclip.exchange.component import write_component
 from unclip.exchange.decoder import DecoderShape, decoder_components
 from unclip.exchange.prior import PriorShape, prior_component
@@ -23,9 +24,11 @@ from unclip.layout import Paths
 from unclip.nn.unet import UNetConfig
 from unclip.prior.diffusion import DiffusionPriorConfig
 from unclip.training.run import last_checkpoint
+from unclip.training.upsampler import PLACES, Place
+from unclip.upsampler import UpsamplerConfig
 
 FACTS, PAGE = "unclip.json", "README.md"
-ModelName = Literal["prior", "decoder"]
+ModelName = Literal["prior", "decoder", "upsampler"]
 MODEL_NAMES: tuple[ModelName, ...] = get_args(ModelName)
 
 PAGE_TEXT = """# Models of unclip as components of diffusers
@@ -52,6 +55,9 @@ DECODER_NOTES = """- **Decoder**: predicts {prediction}{variance}; pictures in [
   `text_proj(image_embeddings=..., prompt_embeds=..., text_encoder_hidden_states=..., do_classifier_free_guidance=False)` gives
   `encoder_hidden_states` and `class_labels`; pad the text mask with {num_tokens} true on the left.
   Guidance: a hidden embedding is `learned_classifier_free_guidance_embeddings`; a hidden caption {hidden}
+"""
+UPSAMPLER_NOTES = """- **Upsampler** `{name}`: predicts {prediction}; pictures in [-1, 1]. Channels: the noised large picture, then the small one of {low_size}
+  pixels, enlarged by `torch.nn.functional.interpolate` ({enlarge}). One network for all steps; `super_res_last` of diffusers' pipeline would be the same.
 """
 
 
@@ -90,7 +96,7 @@ def export_models(paths: Paths, out: Path, wanted: Sequence[ModelName]) -> Expor
     """
     if out.exists():
         raise UnclipError(f"{out} exists; give the name of a new folder, nothing is overwritten")
-    missing: dict[str, str] = {name: f"{_run_of(paths, name)} holds no finished training" for name in wanted if not _is_there(_run_of(paths, name))}
+    missing: dict[str, str] = {name: f"{_run_of(paths, name)} holds no finished training" for name in wanted if not is_trained(_run_of(paths, name))}
     found = [name for name in wanted if name not in missing]
     if not found:
         raise UnclipError(f"nothing to export: {'; '.join(missing.values())}")
@@ -110,10 +116,11 @@ def export_models(paths: Paths, out: Path, wanted: Sequence[ModelName]) -> Expor
 
 
 def _run_of(paths: Paths, name: ModelName) -> Path:
-    return {"prior": paths.prior / "diffusion", "decoder": paths.decoder}[name]
+    return {"prior": paths.prior / "diffusion", "decoder": paths.decoder, "upsampler": paths.upsampler}[name]
 
 
-def _is_there(run: Path) -> bool:
+def is_trained(run: Path) -> bool:
+    """Whether a run has finished."""
     manifest = read_manifest(run)
     return manifest is not None and manifest.finished
 
@@ -167,4 +174,35 @@ def _write_decoder(paths: Paths, out: Path) -> tuple[dict[str, Any], str]:
     return facts, DECODER_NOTES.format(prediction=config.prediction, variance=variance, num_tokens=config.num_image_tokens, hidden=hidden)
 
 
-_WRITERS: Mapping[ModelName, Callable[[Paths, Path], tuple[dict[str, Any], str]]] = {"prior": _write_prior, "decoder": _write_decoder}
+def trained_upsampler(run: Path, place: Place) -> tuple[UpsamplerConfig, dict[str, Tensor]]:
+    """An upsampler of a run: its config and its averaged weights.
+
+    Raises:
+        UnclipError: it has not finished.
+    """
+    folder = last_checkpoint(run / place, f"upsampler-{place}")
+    network = checkpoint.read_config(folder, "upsampler")["network"]
+    unet: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in network.pop("unet").items()}
+    return UpsamplerConfig(unet=UNetConfig(**unet), **network), checkpoint.read_tensors(folder / checkpoint.EMA)
+
+
+def _write_upsamplers(paths: Paths, out: Path) -> tuple[dict[str, Any], str]:
+    facts, notes = {}, ""
+    for place in PLACES:
+        if not is_trained(paths.upsampler / place):
+            continue
+        config, weights = trained_upsampler(paths.upsampler, place)
+        component = upsamplers.upsampler_component(config, place)
+        write_component(out / component.name, component, weights, network=upsamplers.network_of(config))
+        write_scheduler(out / upsamplers.SCHEDULERS[place], upsamplers.noising_of(config))
+        facts[component.name] = {"class": component.class_name, "predicts": config.prediction, **upsamplers.upsampler_facts(config)}
+        enlarge = f'mode="{config.enlarge}", antialias={config.enlarge == "bicubic"}'
+        notes += UPSAMPLER_NOTES.format(name=component.name, prediction=config.prediction, low_size=config.low_size, enlarge=enlarge)
+    return facts, notes
+
+
+_WRITERS: Mapping[ModelName, Callable[[Paths, Path], tuple[dict[str, Any], str]]] = {
+    "prior": _write_prior,
+    "decoder": _write_decoder,
+    "upsampler": _write_upsamplers,
+}
