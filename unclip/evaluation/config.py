@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from unclip.data.manifest import finished_manifest, runtime
+from unclip.data.manifest import MANIFEST, finished_manifest, runtime
 from unclip.generate import GenerateConfig
 from unclip.layout import Paths
 from unclip.prior.condition import PriorKind
@@ -69,4 +69,6 @@ def evaluate_inputs(paths: Paths) -> dict[str, str]:
     """
     folders = {"shards": ("download", paths.shards), "embeddings": ("embed", paths.embeddings), "index": ("index", paths.index)}
     folders |= {"clip": ("clip", paths.clip), "prior": ("prior", paths.prior), "decoder": ("decoder", paths.decoder)}
+    if (paths.upsampler / MANIFEST).is_file():
+        folders |= {"upsampler": ("upsampler", paths.upsampler)}
     return {name: finished_manifest(folder, stage).digest for name, (stage, folder) in folders.items()}
