@@ -42,7 +42,7 @@ class GenerateConfig:
         prior: how the prior is sampled.
         decoder_steps, sampler, eta: of the decoder.
         guidance_scale: of the decoder; one number for embedding and caption together, or one for each of them. 1.0 is none.
-        condition_noise: level of noise on the image embedding, in [0, 1000], that a decoder trained for it is told.
+        condition_noise: level of noise on the image embedding, which a decoder that was trained for it is told.
         batch_size: pictures that a GPU makes at once.
         upsampler: how the upsamplers are sampled.
     """
@@ -159,8 +159,10 @@ def decoder_denoiser(
     Raises:
         UnclipError: a scale for the caption where the decoder sees none, or condition noise that it was not trained for.
     """
-    if config.condition_noise and not decoder.config.condition_noise:
-        raise UnclipError(f"this decoder was trained without condition_noise; expected generate.condition_noise 0, got {config.condition_noise}")
+    if config.condition_noise > decoder.config.condition_noise:
+        raise UnclipError(
+            f"this decoder was trained with condition_noise up to {decoder.config.condition_noise}; expected no more, got {config.condition_noise}"
+        )
     scales = config.guidance_scales
     if scales[0] != scales[1] and not decoder.config.sees_text:
         raise UnclipError(f"this decoder sees no caption; expected one generate.guidance_scale, got {scales}")
@@ -245,7 +247,7 @@ def generate(models: Models, captions: Sequence[str], config: GenerateConfig, *,
     """One picture for every caption in the list; give a caption several times for several pictures of it.
 
     Raises:
-        UnclipError: the decoder draws from text embeddings, and there is a prior.
+        UnclipError: the settings do not fit the decoder, or the prior (`check_prior`).
     """
     check_prior(models)
     made: list[Generated] = []

@@ -52,7 +52,7 @@ class PictureConfig:
     def __post_init__(self) -> None:
         if self.num_workers < 0:
             raise ValueError(f"num_workers must not be negative, got {self.num_workers}")
-        if not all(word.strip() == word and word for word in self.unflipped):
+        if not all(word and word.strip() == word for word in self.unflipped):
             raise ValueError(f"unflipped must hold words without spaces around them, got {list(self.unflipped)}")
 
 
@@ -241,7 +241,7 @@ def _join(shards: Path, store: Path, split: str, config: PictureConfig) -> Joine
             has = np.flatnonzero(at >= 0)
             unembedded += len(index) - int((find(index, held["key"]) >= 0).sum())
             missing += len(wanted) - len(has)
-            chosen[name] = index.take(at[has])
+            chosen[name] = index.drop_columns("key").take(at[has])
             store_rows.append(begin + has)
             may_flip.append(flippable(wanted["caption"].take(has).to_pylist(), config.unflipped) if config.flip else np.zeros(len(has), bool))
             begin += len(wanted)
