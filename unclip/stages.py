@@ -261,6 +261,24 @@ def measure_priors(config: RunConfig) -> dict[str, Any]:
         return evaluate_priors(paths, load_clip(paths.clip, device=device), priors, _evaluate_section(config))
 
 
+def measure_upsamplers(config: RunConfig, *, num: int, generated: bool) -> dict[str, Any]:
+    """Measures the trained upsamplers of a root alone, holding the root; see `evaluate_upsamplers`.
+
+    Args:
+        generated: whether on generated pictures too, for which prior and decoder must have been trained.
+
+    Raises:
+        UnclipError: a stage that is needed has not finished, there is no upsampler, or another run holds the root.
+    """
+    from unclip.evaluation.upsampler import evaluate_upsamplers
+
+    paths, low_size = paths_of(config), config.decoder.network.unet.image_size
+    with exclusive(paths.root):
+        upsamplers = load_trained_upsamplers(paths.upsampler, config.upsampler, device=device_of(config))
+        models = load_models(config, config.prior.kinds[0]) if generated else None
+        return evaluate_upsamplers(paths, upsamplers, models, _evaluate_section(config), low_size=low_size, num=num)
+
+
 def load_models(config: RunConfig, prior: PriorKind | None) -> Models:
     """The trained models of a root, for generation; without a prior text embeddings are used as image embeddings.
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from unclip import checkpoint
 from unclip.diffusion.process import Prediction
-from unclip.diffusion.sampling import Noise, make_denoiser, sample_ddim
+from unclip.diffusion.sampling import Denoised, Noise, make_denoiser, sample_ddim
 from unclip.diffusion.schedule import ScheduleName, make_schedule, respace_sections
 from unclip.nn.embeddings import StepEmbedding
 from unclip.nn.tiled import run_tiled
@@ -33,6 +33,9 @@ class UpsamplerConfig:
         low_size: side in pixels of the pictures that it is given; those that it makes have `unet.image_size`.
         enlarge: how the small picture is brought to the large one's size: "bilinear" (ADM, GLIDE, the paper), whose result
             lies between the pixels it stands on and so never rings; "bicubic" (Karlo).
+        residual_std: 0 where the picture itself is denoised (the paper). Else it is what the enlarged small picture lacks,
+            divided by this number, which should be about its standard deviation (SRDiff, arXiv 2104.14951): what is flat
+            is right from the first step on, and the training goes into the edges.
         prediction, schedule, num_train_steps: what the network says, and the noise it was trained with.
     """
 
@@ -41,11 +44,14 @@ class UpsamplerConfig:
     low_size: int = 32
     unet: UNetConfig = field(default_factory=lambda: UNetConfig(image_size=128, attention_sizes=(), attend_middle=False))
     enlarge: Literal["bilinear", "bicubic"] = "bilinear"
+    residual_std: float = 0.0
     prediction: Prediction = "v"
     schedule: ScheduleName = "cosine"
     num_train_steps: int = 1000
 
     def __post_init__(self) -> None:
+        if self.residual_std < 0.0:
+            raise ValueError(f"residual_std must not be negative, got {self.residual_std}")
         if self.unet.attention_sizes or self.unet.attend_middle:
             raise ValueError("an upsampler has no attention, so that it can be trained on crops; expected attention_sizes [] and attend_middle false")
         if self.low_size < 1 or self.unet.image_size % self.low_size or self.unet.image_size == self.low_size:
@@ -86,7 +92,10 @@ class UpsamplerSampling:
 
 
 class Upsampler(nn.Module):
-    """(x_t (B, 3, H, W), t (B,), low_res (B, 3, h, w)) -> prediction (B, 3, H, W); pictures in [-1, 1]."""
+    """(x_t (B, 3, H, W), t (B,), low_res (B, 3, h, w)) -> prediction (B, 3, H, W); pictures in [-1, 1].
+
+    What is noised and denoised is a picture, or with `residual_std` what it adds to the small one (`to_sample`).
+    """
 
     def __init__(self, config: UpsamplerConfig) -> None:
         super().__init__()
@@ -102,6 +111,16 @@ class Upsampler(nn.Module):
     def predict_tiled(self, x_t: Tensor, t: Tensor, low_res: Tensor, tile: int) -> Tensor:
         """What `forward` says, in tiles of this side: the same numbers up to rounding, with less memory (`unclip.nn.tiled`)."""
         return run_tiled(self.unet, self._inputs(x_t, low_res), self.step(t), tile)
+
+    def to_sample(self, pixels: Tensor, low_res: Tensor) -> Tensor:
+        """What is denoised to make a picture: (B, 3, H, W) -> (B, 3, H, W)."""
+        std = self.config.residual_std
+        return (pixels - enlarged(low_res, pixels.shape[-2:], self.config.enlarge)) / std if std else pixels
+
+    def to_pixels(self, sample: Tensor, low_res: Tensor) -> Tensor:
+        """The picture that was denoised; the inverse of `to_sample`."""
+        std = self.config.residual_std
+        return enlarged(low_res, sample.shape[-2:], self.config.enlarge) + std * sample if std else sample
 
     def _inputs(self, x_t: Tensor, low_res: Tensor) -> Tensor:
         return torch.cat([x_t, enlarged(low_res, x_t.shape[-2:], self.config.enlarge)], dim=1)  # (B, 6, H, W)
@@ -138,7 +157,13 @@ def upsample(upsampler: Upsampler, low_res: Tensor, *, steps: Sequence[int], noi
     x_T = noise()
     if x_T.shape != (len(low_res), 3, height, width):
         raise ValueError(f"expected noise of the shape {(len(low_res), 3, height, width)}, got {tuple(x_T.shape)}")
-    return sample_ddim(make_denoiser(network, schedule, config.prediction, clamp=PIXEL_CLAMP), schedule, x_T, noise)
+    unbounded = make_denoiser(network, schedule, config.prediction)
+
+    def denoiser(x_t: Tensor, i: Tensor) -> Denoised:
+        pixels = upsampler.to_pixels(unbounded(x_t, i).x0, low_res).clamp(-PIXEL_CLAMP, PIXEL_CLAMP)
+        return Denoised(upsampler.to_sample(pixels, low_res))
+
+    return upsampler.to_pixels(sample_ddim(denoiser, schedule, x_T, noise), low_res)
 
 
 def load_upsampler(folder: Path, *, device: str = "cpu") -> Upsampler:

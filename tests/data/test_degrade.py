@@ -104,20 +104,20 @@ def test_a_degraded_picture_has_the_small_size_and_about_the_same_colour(scale: 
 
 
 def test_a_picture_is_degraded_the_same_whatever_stands_beside_it() -> None:
-    x, seeds = pictures(4), torch.rand(4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    together = degrade.low_resolution(x, 4, "bsr", prob=0.7, seeds=seeds)
-    alone = torch.cat([degrade.low_resolution(x[row : row + 1], 4, "bsr", prob=0.7, seeds=seeds[row : row + 1]) for row in range(4)])
+    x = pictures(4)
+    together = degrade.low_resolution(x, 4, "bsr", prob=0.7, generators=[rng(row) for row in range(4)])
+    alone = torch.cat([degrade.low_resolution(x[row : row + 1], 4, "bsr", prob=0.7, generators=[rng(row)]) for row in range(4)])
     assert torch.equal(together, alone)
-    assert not torch.equal(together, degrade.low_resolution(x, 4, "bsr", prob=0.7, seeds=seeds.roll(1)))
+    assert not torch.equal(together, degrade.low_resolution(x, 4, "bsr", prob=0.7, generators=[rng(row + 1) for row in range(4)]))
 
 
 def test_as_many_are_corrupted_as_was_asked_for() -> None:
-    x, seeds = pictures(400, 8), torch.rand(400, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    small = degrade.shrunk(x, 2)
+    x, small = pictures(400, 8), degrade.shrunk(pictures(400, 8), 2)
 
-    def share(prob: float) -> float:
-        return (degrade.low_resolution(x, 2, "blur", prob=prob, seeds=seeds) != small).flatten(1).any(dim=1).double().mean().item()
+    def made(corruption: degrade.Corruption, prob: float) -> torch.Tensor:
+        return degrade.low_resolution(x, 2, corruption, prob=prob, generators=[rng(row) for row in range(400)])
 
-    assert (share(0.0), share(1.0)) == (0.0, 1.0)
-    assert share(0.25) == pytest.approx(0.25, abs=0.07)
-    assert torch.equal(degrade.low_resolution(x, 2, "none", prob=1.0, seeds=seeds), small)
+    shares = [(made("blur", prob) != small).flatten(1).any(dim=1).double().mean().item() for prob in (0.0, 0.25, 1.0)]
+    assert shares == pytest.approx([0.0, 0.25, 1.0], abs=0.07)
+    assert (shares[0], shares[2]) == (0.0, 1.0)
+    assert torch.equal(made("none", 1.0), small)

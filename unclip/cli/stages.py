@@ -148,3 +148,27 @@ def evaluate_prior(*, root: Root) -> None:
         console.print(ladder_table(split, found))
         console.print(found["verdict"]["sentence"], highlight=False, markup=False)
     console.print(f"page: [bold]{paths_of(config).report / PAGE}[/]", highlight=False)
+
+
+@evaluate_app.command(name="upsampler")
+def evaluate_upsampler(*, root: Root, num: int = 32, generated: bool = True) -> None:
+    """Measure the upsamplers alone, on real pictures made small and on generated ones, beside enlarging by formula.
+
+    Writes upsampler.json and upsampler.png (small, enlarged, upsampled, real) into the root's report folder.
+
+    Parameters
+    ----------
+    num
+        How many held-out pictures of each split.
+    generated
+        Measure on generated pictures too; without, neither prior nor decoder need be trained.
+    """
+    from unclip.evaluation.upsampler import SHEET, upsampler_table
+    from unclip.stages import measure_upsamplers, paths_of
+
+    if num < 1:
+        raise UnclipError(f"--num must be at least 1, got {num}")
+    config = resolve(root=root)
+    for split, found in measure_upsamplers(config, num=num, generated=generated).items():
+        console.print(upsampler_table(split, found))
+    console.print(f"pictures: [bold]{paths_of(config).report / SHEET}[/]", highlight=False)

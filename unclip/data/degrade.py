@@ -7,7 +7,7 @@ blur, resizing, noise and JPEG in a random order (BSRGAN, Zhang et al. 2021, arX
 
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -53,15 +53,14 @@ def blurred(pixels: Tensor) -> Tensor:
     return filtered(pixels, gaussian(BLUR_TAPS, np.full(2, BLUR_SIGMA**2), 0.0), rim="reflect")
 
 
-def low_resolution(pixels: Tensor, scale: int, corruption: Corruption, *, prob: float, seeds: Tensor) -> Tensor:
+def low_resolution(pixels: Tensor, scale: int, corruption: Corruption, *, prob: float, generators: Sequence[np.random.Generator]) -> Tensor:
     """What an upsampler is given in training: (B, 3, H, W) in [-1, 1] -> (B, 3, H / scale, W / scale) in [-1, 1].
 
     Args:
         prob: how often a picture is corrupted; the others are only shrunk.
-        seeds: (B,) float64 from [0, 1), all that is random about each picture.
+        generators: one for each picture, which draw all that is random about it.
     """
     low_res = shrunk(pixels, scale)
-    generators = [np.random.default_rng(int(seed * 2**53)) for seed in seeds.tolist()]
     chosen = [row for row, generator in enumerate(generators) if generator.random() < prob]
     if corruption == "none" or not chosen:
         return low_res

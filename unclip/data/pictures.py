@@ -150,6 +150,10 @@ class Pictures:
         turns = turns_of(len(self), batch_size, seed=self.seed, start=start, piece=piece)
         return read_ahead(turns, lambda: _Reading(self), num_workers=num_workers, pin=pin)
 
+    def reading(self) -> "_Reading":
+        """What reads a batch of (rows, epoch of each) in one process, for those who make something else of it."""
+        return _Reading(self)
+
 
 class _Reading:
     """Reads batches of pictures in one process; called with (B,) rows and the epoch of each."""

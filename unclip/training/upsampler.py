@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from unclip import checkpoint
-from unclip.data.degrade import Corruption, low_resolution
+from unclip.data.crops import CropBatch, Crops
+from unclip.data.degrade import Corruption
 from unclip.data.loader import Piece, as_pixels
 from unclip.data.manifest import Manifest, Stage, finished_manifest, is_current, runtime
-from unclip.data.pictures import PictureBatch, PictureConfig, open_pictures
+from unclip.data.pictures import PictureConfig, open_pictures
 from unclip.diffusion.loss import StepSampling, min_snr_weight, steps_at
 from unclip.diffusion.process import add_noise, target
 from unclip.diffusion.schedule import make_schedule
@@ -195,15 +196,16 @@ def _fit(shards: Path, store: Path, run: Path, config: UpsamplerTraining) -> tup
         shards, store, config.pictures, split="train", image_size=config.network.unet.image_size,
         text_tokens=False, seed=config.training.seed, crop=config.crop_fraction,
     )  # fmt: skip
+    crops = Crops(pictures, config.network.scale, config.corruption, config.corruption_prob)
     torch.manual_seed(config.training.seed)
     model = Upsampler(config.network).to(memory_format=torch.channels_last)
     schedule = make_schedule(config.network.schedule, config.network.num_train_steps)
 
-    def loss_fn(prepared: nn.Module, batch: PictureBatch, draws: Draws) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def loss_fn(prepared: nn.Module, batch: CropBatch, draws: Draws) -> tuple[Tensor, Mapping[str, Tensor]]:
         device = next(prepared.parameters()).device
-        crops = as_pixels(batch.pictures)
-        low_res = low_resolution(crops, config.network.scale, config.corruption, prob=config.corruption_prob, seeds=draws.uniform(len(batch)))
-        x0, low_res = (pixels.to(device, memory_format=torch.channels_last) for pixels in (crops, low_res))
+        batch = batch.to(device)
+        pixels, low_res = (value.to(memory_format=torch.channels_last) for value in (as_pixels(batch.crops), batch.low_res))
+        x0 = model.to_sample(pixels, low_res)
         eps = draws.normal(*x0.shape).to(device, memory_format=torch.channels_last)
         i = steps_at(schedule, draws.uniform(len(batch)), config.step_sampling)
         output = prepared(add_noise(schedule, x0, i, eps), schedule.timesteps[i].to(device), low_res)
@@ -212,8 +214,9 @@ def _fit(shards: Path, store: Path, run: Path, config: UpsamplerTraining) -> tup
             errors = errors * min_snr_weight(schedule, config.network.prediction, i, config.min_snr_gamma).to(device)
         return errors.mean(), loss_by_step(errors, i, len(schedule))
 
-    def batches(start: int, own: Piece) -> Iterator[PictureBatch]:
-        return pictures.batches(config.training.batch_size, start=start, piece=own, num_workers=config.pictures.num_workers)
+    def batches(start: int, own: Piece) -> Iterator[CropBatch]:
+        pin = next(model.parameters()).is_cuda
+        return crops.batches(config.training.batch_size, start=start, piece=own, num_workers=config.pictures.num_workers, pin=pin)
 
     network = checkpoint.as_json(config.network)
     last = train(run, model=model, kind=STAGE, network=network, loss_fn=loss_fn, batches=batches, config=config.training)
