@@ -4,6 +4,7 @@ picture depends on its seed and its row alone, not on the batch it was made in.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from unclip.diffusion.schedule import Schedule, make_schedule, respace
 from unclip.files import UnclipError
 from unclip.prior.condition import Prior, PriorSampling, TextCondition, best_of, similarities
 from unclip.progress import progress
+
+Hidden = Literal["nothing", "image", "text"]  # what of the condition the decoder does not get to see
 
 PIXEL_CLAMP = 1.0
 PRIOR_STREAM, DECODER_STREAM, CONDITION_STREAM = 1, 2, 3  # told apart in the seeds, so that no two share noise
@@ -119,10 +122,13 @@ def draw_candidates(prior: Prior | None, condition: TextCondition, config: Gener
     return prior.draw(condition, num_samples=config.num_candidates, sampling=config.prior, noise=noise)
 
 
-def decoder_denoiser(decoder: Decoder, image_emb: Tensor, condition: TextCondition, config: GenerateConfig) -> tuple[Denoiser, Schedule]:
+def decoder_denoiser(
+    decoder: Decoder, image_emb: Tensor, condition: TextCondition, config: GenerateConfig, *, hidden: Hidden = "nothing"
+) -> tuple[Denoiser, Schedule]:
     """The decoder, guided, as samplers take it, for image embeddings (B, E) and their captions; and the steps to sample with.
 
-    With `condition_noise`, the embeddings come noised already (`noise_condition`).
+    With `condition_noise`, the embeddings come noised already (`noise_condition`). A condition that is `hidden` is
+    dropped as in training.
 
     Raises:
         UnclipError: a scale for the caption where the decoder sees none, or condition noise that it was not trained for.
@@ -135,6 +141,7 @@ def decoder_denoiser(decoder: Decoder, image_emb: Tensor, condition: TextConditi
     visible = torch.ones(len(image_emb), dtype=torch.bool, device=image_emb.device)
     level = torch.full((len(image_emb),), config.condition_noise, device=image_emb.device) if decoder.config.condition_noise else None
     told = DecoderCondition(image_emb, condition.text_tokens, condition.text_mask, visible, visible, condition.text_emb, level)
+    told = told.dropped(image=hidden == "image", text=hidden == "text")
 
     def network(told: DecoderCondition) -> Network:
         read = decoder.read(told)  # once for all steps
@@ -154,10 +161,12 @@ def noise_condition(decoder: Decoder, image_emb: Tensor, config: GenerateConfig,
 
 
 @torch.no_grad()
-def decode_embeddings(decoder: Decoder, image_emb: Tensor, condition: TextCondition, config: GenerateConfig, *, rows: Sequence[int]) -> np.ndarray:
-    """Pictures (B, H, H, 3) uint8 of image embeddings (B, E) and their captions. `rows` seed the noise."""
+def decode_embeddings(
+    decoder: Decoder, image_emb: Tensor, condition: TextCondition, config: GenerateConfig, *, rows: Sequence[int], hidden: Hidden = "nothing"
+) -> np.ndarray:
+    """Pictures (B, H, H, 3) uint8 of image embeddings (B, E) and their captions, of which one may be hidden. `rows` seed the noise."""
     side = decoder.config.unet.image_size
-    denoiser, schedule = decoder_denoiser(decoder, noise_condition(decoder, image_emb, config, rows=rows), condition, config)
+    denoiser, schedule = decoder_denoiser(decoder, noise_condition(decoder, image_emb, config, rows=rows), condition, config, hidden=hidden)
     noise: Noise = RowNoise(config.seed, rows, DECODER_STREAM, (3, side, side), image_emb.device)
     return as_pictures(sample(config.sampler, denoiser, schedule, noise(), noise, eta=config.eta))
 
