@@ -1,17 +1,24 @@
-"""From captions to pictures: CLIP text tower, prior, best of n, decoder. Each row has its own generator, so that a
-picture depends on its seed and its row alone, not on the batch it was made in.
+"""From captions to pictures: CLIP text tower, prior, best of n, decoder.
+
+A picture depends on its caption, the seed and its number among the pictures of its caption, and on nothing else of the
+run: its noise has a stream of its own, seeded by these numbers, and the caption is no part of it, so that pictures of two
+captions with the same number differ by what was asked for alone. A processor adds up in an order that depends on how much
+it is given at once, so on a CPU each picture is made by itself: the same one, bit for bit, whatever else is asked for.
+On a GPU pictures are made together, and are the same up to rounding.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from unclip.clip import Clip
 from unclip.data.loader import as_pictures
+from unclip.data.picture import as_images
 from unclip.decoder import MAX_CONDITION_NOISE, Decoder, DecoderCondition
 from unclip.diffusion.guidance import Network, guided_by_two
 from unclip.diffusion.sampling import Denoiser, Noise, SamplerName, make_denoiser, sample
@@ -20,10 +27,8 @@ from unclip.files import UnclipError
 from unclip.prior.condition import Prior, PriorSampling, TextCondition, best_of, similarities
 from unclip.progress import progress
 
-Hidden = Literal["nothing", "image", "text"]  # what of the condition the decoder does not get to see
-
 PIXEL_CLAMP = 1.0
-PRIOR_STREAM, DECODER_STREAM, CONDITION_STREAM = 1, 2, 3  # told apart in the seeds, so that no two share noise
+PRIOR_STREAM, DECODER_STREAM, CONDITION_STREAM, MANIPULATE_STREAM = 1, 2, 3, 6  # told apart in the seeds, so that no two share noise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +41,7 @@ class GenerateConfig:
         decoder_steps, sampler, eta: of the decoder.
         guidance_scale: of the decoder; one number for embedding and caption together, or one for each of them. 1.0 is none.
         condition_noise: level of noise on the image embedding, in [0, 1000], that a decoder trained for it is told.
+        batch_size: pictures that a GPU makes at once.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -92,6 +98,11 @@ class Generated:
     similarities: Tensor
     image_emb: Tensor
 
+    @property
+    def images(self) -> list[Image.Image]:
+        """The pictures as PIL images."""
+        return as_images(self.pictures)
+
 
 class RowNoise:
     """Standard normal noise of which each row has its own stream, seeded by (seed, row, stream)."""
@@ -123,12 +134,17 @@ def draw_candidates(prior: Prior | None, condition: TextCondition, config: Gener
 
 
 def decoder_denoiser(
-    decoder: Decoder, image_emb: Tensor, condition: TextCondition, config: GenerateConfig, *, hidden: Hidden = "nothing"
-) -> tuple[Denoiser, Schedule]:
+    decoder: Decoder, image_emb: Tensor, condition: TextCondition, config: GenerateConfig, *,
+    show_image: bool = True, show_text: bool = True, clamp: float | None = PIXEL_CLAMP,
+) -> tuple[Denoiser, Schedule]:  # fmt: skip
     """The decoder, guided, as samplers take it, for image embeddings (B, E) and their captions; and the steps to sample with.
 
-    With `condition_noise`, the embeddings come noised already (`noise_condition`). A condition that is `hidden` is
-    dropped as in training.
+    With `condition_noise`, the embeddings come noised already (`noise_condition`).
+
+    Args:
+        show_image: whether the decoder is given the embeddings, or draws from the captions alone.
+        show_text: whether the decoder reads the captions, or is guided by the embedding alone.
+        clamp: x0 is kept in [-clamp, clamp].
 
     Raises:
         UnclipError: a scale for the caption where the decoder sees none, or condition noise that it was not trained for.
@@ -140,16 +156,17 @@ def decoder_denoiser(
         raise UnclipError(f"this decoder sees no caption; expected one generate.guidance_scale, got {scales}")
     visible = torch.ones(len(image_emb), dtype=torch.bool, device=image_emb.device)
     level = torch.full((len(image_emb),), config.condition_noise, device=image_emb.device) if decoder.config.condition_noise else None
-    told = DecoderCondition(image_emb, condition.text_tokens, condition.text_mask, visible, visible, condition.text_emb, level)
-    told = told.dropped(image=hidden == "image", text=hidden == "text")
+    told = DecoderCondition(image_emb, condition.text_tokens, condition.text_mask, visible & show_image, visible & show_text, condition.text_emb, level)
 
     def network(told: DecoderCondition) -> Network:
         read = decoder.read(told)  # once for all steps
         return lambda x_t, t: decoder.predict(x_t, t, read)
 
+    if not show_text:
+        scales = (scales[0], scales[0])  # there is nothing that the caption adds
     guided = guided_by_two(network(told), network(told.dropped(image=False)), network(told.dropped()), scales)
     schedule = respace(make_schedule(decoder.config.schedule, decoder.config.num_train_steps), config.decoder_steps)
-    return make_denoiser(guided, schedule, decoder.config.prediction, clamp=PIXEL_CLAMP), schedule
+    return make_denoiser(guided, schedule, decoder.config.prediction, clamp=clamp), schedule
 
 
 def noise_condition(decoder: Decoder, image_emb: Tensor, config: GenerateConfig, *, rows: Sequence[int]) -> Tensor:
@@ -162,26 +179,44 @@ def noise_condition(decoder: Decoder, image_emb: Tensor, config: GenerateConfig,
 
 @torch.no_grad()
 def decode_embeddings(
-    decoder: Decoder, image_emb: Tensor, condition: TextCondition, config: GenerateConfig, *, rows: Sequence[int], hidden: Hidden = "nothing"
-) -> np.ndarray:
+    decoder: Decoder, image_emb: Tensor, condition: TextCondition, config: GenerateConfig, *,
+    rows: Sequence[int], show_image: bool = True, show_text: bool = True,
+) -> np.ndarray:  # fmt: skip
     """Pictures (B, H, H, 3) uint8 of image embeddings (B, E) and their captions, of which one may be hidden. `rows` seed the noise."""
     side = decoder.config.unet.image_size
-    denoiser, schedule = decoder_denoiser(decoder, noise_condition(decoder, image_emb, config, rows=rows), condition, config, hidden=hidden)
+    noised = noise_condition(decoder, image_emb, config, rows=rows)
+    denoiser, schedule = decoder_denoiser(decoder, noised, condition, config, show_image=show_image, show_text=show_text)
     noise: Noise = RowNoise(config.seed, rows, DECODER_STREAM, (3, side, side), image_emb.device)
     return as_pictures(sample(config.sampler, denoiser, schedule, noise(), noise, eta=config.eta))
+
+
+def chunks_of(num: int, batch_size: int, device: torch.device) -> Iterator[range]:
+    """The rows that are worked on at once: one by one on a CPU, so that rounding does not depend on the others."""
+    size = 1 if device.type == "cpu" else batch_size
+    return (range(start, min(start + size, num)) for start in range(0, num, size))
+
+
+def numbers_of(captions: Sequence[str]) -> list[int]:
+    """How often each caption has come before in the list: the number that a picture has among those of its caption."""
+    seen: Counter[str] = Counter()
+    numbers = []
+    for caption in captions:
+        numbers.append(seen[caption])
+        seen[caption] += 1
+    return numbers
 
 
 def generate(models: Models, captions: Sequence[str], config: GenerateConfig, *, label: str = "generate") -> Generated:
     """One picture for every caption in the list; give a caption several times for several pictures of it."""
     made: list[Generated] = []
+    numbers = numbers_of(captions)
     with progress(label, len(captions), unit="picture") as bar:
-        for start in range(0, len(captions), config.batch_size):
-            chunk = list(captions[start : start + config.batch_size])
-            rows = range(start, start + len(chunk))
+        for rows in chunks_of(len(captions), config.batch_size, models.clip.device):
+            chunk, seeds = list(captions[rows.start : rows.stop]), numbers[rows.start : rows.stop]
             condition = text_condition(models.clip, chunk)
-            candidates = draw_candidates(models.prior, condition, config, rows=rows)
+            candidates = draw_candidates(models.prior, condition, config, rows=seeds)
             image_emb = best_of(candidates, condition.text_emb)
-            pictures = decode_embeddings(models.decoder, image_emb, condition, config, rows=rows)
+            pictures = decode_embeddings(models.decoder, image_emb, condition, config, rows=seeds)
             made.append(Generated(chunk, pictures, candidates.cpu(), similarities(candidates, condition.text_emb).cpu(), image_emb.cpu()))
             bar.advance(len(chunk))
     return Generated(

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+RUN_CONFIG = "run.json"  # in a root: the config that it was last worked on with
+
 
 @dataclass(frozen=True)
 class Paths:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from unclip.clip import Clip
 from unclip.data.index import Index
+from unclip.data.picture import open_picture
 from unclip.data.shards import decode, read_shard
 from unclip.files import UnclipError
 
@@ -49,13 +49,7 @@ def embed_query(clip: Clip, *, text: str, image: Path | None) -> np.ndarray:
         raise UnclipError("search takes a caption or --image PICTURE, one of the two")
     if image is None:
         return clip.encode_texts([text]).text_emb[0].cpu().numpy()
-    try:
-        picture = Image.open(image).convert("RGB")
-    except FileNotFoundError:
-        raise UnclipError(f"expected a picture in {image}, but there is no such file") from None
-    except OSError as error:
-        raise UnclipError(f"{image} does not open as a picture ({error})") from None
-    return clip.encode_pictures([picture])[0].numpy()
+    return clip.encode_pictures([open_picture(image)])[0].numpy()
 
 
 def pictures_of(shards: Path, keys: Sequence[str], size: int) -> np.ndarray:

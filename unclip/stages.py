@@ -247,3 +247,18 @@ def load_models(config: RunConfig, prior: PriorKind | None) -> Models:
     chosen = None if prior is None else load_trained_prior(paths.prior, prior, device=device)
     decoder = load_decoder(last_checkpoint(paths.decoder, "decoder"), device=device)
     return Models(load_clip(paths.clip, device=device), chosen, decoder)
+
+
+def origins_of(config: RunConfig, prior: PriorKind | None) -> dict[str, str]:
+    """Which models `load_models` gives, each by a name and a digest of what it is: a record for the pictures made with them.
+
+    Raises:
+        UnclipError: a stage has not finished.
+    """
+    paths = paths_of(config)
+    kind = "none" if prior is None else f"{prior} {finished_manifest(paths.prior / prior, f'prior-{prior}').digest}"
+    return {
+        "clip": f"{config.clip.name} {finished_manifest(paths.clip, 'clip').digest}",
+        "prior": kind,
+        "decoder": f"{config.decoder.run} {finished_manifest(paths.decoder, 'decoder').digest}",
+    }

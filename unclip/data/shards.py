@@ -10,6 +10,7 @@ import numpy as np
 import webdataset
 from PIL import Image
 
+from unclip.data.picture import as_square
 from unclip.files import UnclipError
 
 IMAGE_SUFFIXES = ("png", "jpg", "webp")
@@ -44,8 +45,4 @@ def read_shard(path: Path) -> Iterator[Sample]:
 
 def decode(image: bytes, size: int) -> np.ndarray:
     """A picture cut to its middle square and scaled to (size, size, 3) uint8, with antialiasing."""
-    picture = Image.open(io.BytesIO(image)).convert("RGB")
-    side = min(picture.size)
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    resized = picture.resize((size, size), Image.Resampling.BOX if side % size == 0 else Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
-    return np.asarray(resized)
+    return as_square(Image.open(io.BytesIO(image)).convert("RGB"), size)

@@ -54,6 +54,13 @@ def iter_batches(store: Path, columns: Sequence[str], *, batch_size: int = 8192)
             raise UnclipError(f"{path} is damaged ({str(error)[:200]}); remove it and its .json, and run `unclip embed` again") from None
 
 
+def training_rows(store: Path, columns: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
+    """Streams columns over all parts, the rows of the training split alone."""
+    for batch in iter_batches(store, ["split", *columns]):
+        rows = batch["split"] == "train"
+        yield {name: batch[name][rows] for name in columns}
+
+
 def require_columns(store: Path, columns: Sequence[str]) -> None:
     """Refuses a store without these columns, as `iter_batches` would.
 

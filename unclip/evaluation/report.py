@@ -109,7 +109,7 @@ def make_all(
             predict(seen.rows, models.clip, priors, paths.embeddings, generate, prior=section.prior, batch_size=config.batch_size, label=seen.split)
         )
     real = read_pictures(paths.shards, keys, image_size=models.decoder.config.unet.image_size)
-    ways = plan_ways(predicted[0], config.rungs, has_text_decoder=text_decoder is not None)
+    ways = plan_ways(predicted[0], config.rungs, sees_text=models.decoder.config.sees_text, has_text_decoder=text_decoder is not None)
     pictures = [
         make_pictures(one, of_split[: len(one.rows)], answers, ways, models, text_decoder, generate, batch_size=config.batch_size)
         for one, of_split, answers in zip(asked, real, predicted, strict=True)

@@ -14,10 +14,12 @@ from unclip.decoder import Decoder
 from unclip.evaluation.config import RungName
 from unclip.evaluation.heldout import TEXT, TRUE, Asked, Predictions
 from unclip.files import UnclipError
-from unclip.generate import GenerateConfig, Hidden, Models, decode_embeddings, text_condition
+from unclip.generate import GenerateConfig, Models, decode_embeddings, text_condition
 from unclip.progress import progress
 
 REAL, SHUFFLED = "real pictures", "shuffled captions"  # the rows beside the ways: ceiling and floor of every judge
+Hidden = Literal["nothing", "image", "text"]  # what of the condition the decoder does not get to see
+
 CAPTION_ALONE, TEXT_DECODER = "caption alone", "decoder trained on text embeddings"
 GROUPS: Mapping[Hidden, str] = {"nothing": "embedding and caption", "text": "embedding alone, the caption hidden", "image": "caption alone, the embedding hidden"}
 
@@ -39,11 +41,11 @@ class Way:
     decoder: Literal["own", "text"] = "own"
 
 
-def plan_ways(predicted: Predictions, rungs: Sequence[RungName], *, has_text_decoder: bool) -> list[Way]:
+def plan_ways(predicted: Predictions, rungs: Sequence[RungName], *, sees_text: bool, has_text_decoder: bool) -> list[Way]:
     """The ways that are asked for, in the order of the tables.
 
     Always: the true embedding, the prior that pictures are made with, the baseline, and the text embedding in the place
-    of the image's.
+    of the image's. Where the decoder sees no caption there is none to hide, nor one that could stand alone.
     """
     embeddings = [TRUE, predicted.chosen]
     if "draw" in rungs and predicted.first_draw != predicted.chosen:
@@ -54,11 +56,11 @@ def plan_ways(predicted: Predictions, rungs: Sequence[RungName], *, has_text_dec
     ways = [Way(name, name) for name in embeddings]
     if has_text_decoder:
         ways.append(Way(TEXT_DECODER, TEXT, decoder="text"))
-    if "image" in rungs:
+    if "image" in rungs and sees_text:
         ways += [Way(hidden_name(name), name, hidden="text") for name in embeddings]
         if has_text_decoder:
             ways.append(Way(hidden_name(TEXT_DECODER), TEXT, hidden="text", decoder="text"))
-    if "caption" in rungs:
+    if "caption" in rungs and sees_text:
         ways.append(Way(CAPTION_ALONE, TEXT, hidden="image"))
     return ways
 
@@ -108,7 +110,7 @@ def make_pictures(
             for start in range(0, len(new), batch_size):
                 rows = new[start : start + batch_size]
                 condition = text_condition(models.clip, [captions[row] for row in rows])
-                made = decode_embeddings(decoder, condition.text_emb.new_tensor(emb[rows]), condition, generate, rows=rows, hidden=way.hidden)
+                made = decode_embeddings(decoder, condition.text_emb.new_tensor(emb[rows]), condition, generate, rows=rows, show_image=way.hidden != "image", show_text=way.hidden != "text")
                 known |= {names[row]: picture for row, picture in zip(rows, made, strict=True)}
                 bar.advance(len(rows))
             pictures[way.name] = np.stack([known[name] for name in names])
