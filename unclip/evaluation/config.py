@@ -33,6 +33,9 @@ class EvaluateConfig:
         judge_steps: training steps of the judge that is a network (the second one of the shapes world, that of skin tones
             and persons in the emoji world); 0 leaves it out.
         max_training_pictures: training pictures among which the nearest to a generated one is sought; 0 leaves that out.
+        num_manipulated: held-out pictures that are inverted, varied, interpolated, edited and taken to principal components;
+            0 leaves that out.
+        manipulation_steps: sampling steps that the round trip through inversion is measured with; the sheets take the last.
         batch_size: captions in one pass of the prior, and pictures in one of the decoder.
     """
 
@@ -49,6 +52,8 @@ class EvaluateConfig:
     num_shown: int = 16
     judge_steps: int = 600
     max_training_pictures: int = 20_000
+    num_manipulated: int = 4
+    manipulation_steps: tuple[int, ...] = (10, 25, 50)
     batch_size: int = runtime(64)
 
     def __post_init__(self) -> None:
@@ -56,12 +61,14 @@ class EvaluateConfig:
             raise ValueError(f"expected 1 <= num_shown <= num_pictures <= num_captions, got {self.num_shown}, {self.num_pictures}, {self.num_captions}")
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
-        for name in ("num_validation", "num_seen", "judge_steps", "max_training_pictures"):
+        for name in ("num_validation", "num_seen", "judge_steps", "max_training_pictures", "num_manipulated"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.num_manipulated and not self.manipulation_steps:
+            raise ValueError("manipulation_steps must hold at least one number of steps, or num_manipulated be 0; got []")
         if unknown := sorted(set(self.rungs) - set(get_args(RungName))):
             raise ValueError(f"rungs must be of {', '.join(get_args(RungName))}, got {', '.join(unknown)}")
-        for name, least in (("sweep_guidance", 0.0), ("sweep_steps", 1)):
+        for name, least in (("sweep_guidance", 0.0), ("sweep_steps", 1), ("manipulation_steps", 1)):
             if any(value < least for value in getattr(self, name)):
                 raise ValueError(f"{name} must hold nothing under {least}, got {list(getattr(self, name))}")
 

@@ -173,8 +173,9 @@ def read_seen(store: Path, num: int, *, seed: int) -> Asked:
         passed += len(rows)
         for name in columns:
             found[name].append(batch[name][wanted])
-    joined_rows = {name: np.concatenate(parts) for name, parts in found.items()}
-    return Asked(TRAIN, _rows(Pairs(*joined_rows.values(), text_tokens=None), np.argsort(np.argsort(places))))  # the order drawn, not that of the store
+    keys, captions, image_emb, text_emb = (np.concatenate(parts) for parts in found.values())
+    order_drawn = np.argsort(np.argsort(places))  # not that of the store
+    return Asked(TRAIN, _rows(Pairs(keys, captions, image_emb, text_emb, text_tokens=None), order_drawn))
 
 
 @torch.no_grad()

@@ -21,14 +21,12 @@ ABOUT_CLIP = (
     "it says whether the loop closes, not whether a person would agree."
 )
 ABOUT_PIXELS = (
-    f"Each picture is reduced to {PIXEL_SIDE}x{PIXEL_SIDE} and the real pictures of its split are sorted by mean squared error to it. Nothing here was trained; "
-    "it sees colour and rough form only. Real pictures find themselves."
+    f"Each picture is reduced to {PIXEL_SIDE}x{PIXEL_SIDE} and the real pictures of its split are sorted by mean squared error to it. "
+    "Nothing here was trained; it sees colour and rough form only. Real pictures find themselves."
 )
 
 
-def identify(
-    asked: Sequence[Asked], pictures: Sequence[Mapping[str, np.ndarray]], real: Sequence[np.ndarray], clip: Clip, index: Index
-) -> list[Judge]:
+def identify(asked: Sequence[Asked], pictures: Sequence[Mapping[str, np.ndarray]], real: Sequence[np.ndarray], clip: Clip, index: Index) -> list[Judge]:
     """The two judges that any data has.
 
     Args:

@@ -1,6 +1,7 @@
 """The judges of the emoji world: which glyph is a picture nearest to, and which skin tone and kind of person does it show?"""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,8 +19,8 @@ TONE_CLASSES = ("none", *TONES)
 HEADS = {"skin_tone": TONE_CLASSES, "person": PERSONS}
 
 ABOUT_FAMILY = (
-    f"Each picture is reduced to {PIXEL_SIDE}x{PIXEL_SIDE} and looked up by mean squared error among all glyphs, those of training included: is one of the same "
-    "family (the same emoji, whatever its skin tone) the nearest, or among the five nearest? Nothing here was trained."
+    f"Each picture is reduced to {PIXEL_SIDE}x{PIXEL_SIDE} and looked up by mean squared error among all glyphs, those of training included: "
+    "is one of the same family (the same emoji, whatever its skin tone) the nearest, or among the five nearest? Nothing here was trained."
 )
 ABOUT_CLASSES = (
     "A small network that was trained for this report on the real glyphs of the training split alone names the skin tone (or none) and whether a man, a woman "
@@ -49,9 +50,7 @@ def judge_glyphs(
     return judges
 
 
-def judge_families(
-    pictures: Mapping[str, np.ndarray], captions: Sequence[str], gallery: np.ndarray, families: Sequence[str], chosen: str
-) -> Judged:
+def judge_families(pictures: Mapping[str, np.ndarray], captions: Sequence[str], gallery: np.ndarray, families: Sequence[str], chosen: str) -> Judged:
     """Whether a glyph of the family asked for is among the nearest of the gallery (g, D), whose families are given."""
     names = np.array(families)
     asked = np.array([family_of(caption) for caption in captions])
@@ -96,12 +95,12 @@ def _classes(
             judged[one.split][SHUFFLED] = _agreement(said[chosen], np.roll(true, -1, axis=0))
     true = np.array([labels_of(caption) for captions, _ in held_out.values() for caption in captions])
     said_of_real = np.concatenate([classify(network, real) for _, real in held_out.values()])
-    known = {name: true[:, head] != UNSAID for head, name in enumerate(HEADS)}
-    checked = {
-        "pictures": len(true),
-        "accuracy": {name: float((said_of_real[rows, head] == true[rows, head]).mean()) for head, (name, rows) in enumerate(known.items()) if rows.any()},
-        "confusion": {name: confusion_of(true[known[name], head], said_of_real[known[name], head], classes) for head, (name, classes) in enumerate(HEADS.items())},
-    }
+    checked: dict[str, Any] = {"pictures": len(true), "accuracy": {}, "confusion": {}}
+    for head, (name, classes) in enumerate(HEADS.items()):
+        rows = true[:, head] != UNSAID
+        if rows.any():
+            checked["accuracy"][name] = float((said_of_real[rows, head] == true[rows, head]).mean())
+            checked["confusion"][name] = confusion_of(true[rows, head], said_of_real[rows, head], classes)
     chance = {one.split: _most_frequent(one.rows.captions) for one in asked}
     return Judge("skin tone and person", ABOUT_CLASSES, tuple(HEADS), judged, chance=chance, checked=checked)
 

@@ -59,6 +59,11 @@ def _of_pictures(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             flagged = {f"flagged {end}": value for end, value in (row["flagged"] or {}).items()}
             yield from _entries("copies", name, {"median": row["median"], "least": row["least"]} | flagged)
         yield from _entries("copies", "real pictures", {"median": report["copies"]["real_median"], "threshold": report["copies"]["threshold"]})
+    if report["manipulations"]:
+        for trip in report["manipulations"]["round_trip"]:
+            yield from _entries("manipulations", f"round trip / {trip['steps']}", {name: trip[name] for name in ("psnr", "max_error")})
+        for varied in report["manipulations"]["variations"]:
+            yield from _entries("manipulations", f"variations / eta {varied['eta']:g}", {name: varied[name] for name in ("similarity", "diversity", "number")})
     for target in report["targets"]:
         yield from _entries("targets", f"{target['split']} / {target['label']}", {name: target[name] for name in ("value", "low", "high", "number", "target")})
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from unclip.evaluation.heldout import SHAPES, TEXT, TRUE
 from unclip.evaluation.judge_scenes import wrong_parts
+from unclip.evaluation.manipulations import Manipulated
 from unclip.evaluation.picture_measures import CopySheet, Made
 from unclip.evaluation.pictures import comparison_sheet, contact_sheet, save_png
 from unclip.evaluation.ways import CAPTION_ALONE, REAL, TEXT_DECODER, hidden_name
@@ -24,7 +25,7 @@ SHORT = {
 }
 
 
-def write_pictures(folder: Path, made: Made, copies: CopySheet | None, *, num_shown: int, world: str) -> dict[str, Any]:
+def write_pictures(folder: Path, made: Made, copies: CopySheet | None, manipulated: Manipulated | None, *, num_shown: int, world: str) -> dict[str, Any]:
     """Writes the samples and sheets, and says what is where, relative to the report's folder."""
     samples: list[dict[str, Any]] = []
     comparisons: dict[str, str] = {}
@@ -43,9 +44,18 @@ def write_pictures(folder: Path, made: Made, copies: CopySheet | None, *, num_sh
             comparison_sheet({label: pictures[row][: len(captions)] for row, label in shown.items()}, captions).save(aside / f"compared-{number}.png")
         if copies is not None:
             comparison_sheet({"generated": copies.generated, "nearest in training": copies.training}, copies.labels).save(aside / COPIES)
+        sheets = {} if manipulated is None else manipulated.sheets
+        for name, sheet in sheets.items():
+            sheet.save(aside / f"{name}.png")
     held_out = [pictures[made.chosen][:num_shown] for pictures in made.pictures]
     save_png(folder / GRID, contact_sheet(np.concatenate(held_out), [sample["caption"] for sample in samples]))
-    return {"grid": GRID, "samples": samples, "comparisons": comparisons, "copies": None if copies is None else f"{PICTURES}/{COPIES}"}
+    return {
+        "grid": GRID,
+        "samples": samples,
+        "comparisons": comparisons,
+        "copies": None if copies is None else f"{PICTURES}/{COPIES}",
+        "manipulations": {name: f"{PICTURES}/{name}.png" for name in sheets},
+    }
 
 
 def shown_rows(made: Made) -> dict[str, str]:

@@ -47,10 +47,10 @@ def measure_picture_ladder(ways: Sequence[Way], judge: Judge, metric: str, fidel
     return {"judge": judge.name, "metric": metric, "splits": list(values), "rows": rows}
 
 
-NOTHING: Mapping[str, float | None] = {"closed": None, "closed_low": None, "closed_high": None}
+NOTHING: dict[str, Any] = {"closed": None, "closed_low": None, "closed_high": None}
 
 
-def closed_by(way: Way, values: Mapping[str, np.ndarray], *, seed: int) -> dict[str, float | None]:
+def closed_by(way: Way, values: Mapping[str, np.ndarray], *, seed: int) -> dict[str, Any]:
     """How much of the way from the text embedding to the true one a way closes, with its bootstrap interval over captions.
 
     The two ends are those that see the same of the condition. All None for the ends themselves, for a way through another

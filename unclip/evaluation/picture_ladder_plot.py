@@ -1,6 +1,7 @@
 """The ladder of pictures as one plot: a bar for each way, a panel for each split, ways that see the same together."""
 
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ from matplotlib.ticker import PercentFormatter
 from unclip.evaluation.curves import DOTS, INK
 from unclip.evaluation.heldout import TEXT, TRUE
 from unclip.evaluation.ladder_plot import dress
-from unclip.evaluation.ways import REAL
+from unclip.evaluation.ways import GROUPS, REAL
 from unclip.files import replacing
 
 OURS, ENDS, BARS = "#d9822b", "#4fa36a", "#8fb4d9"
 WIDTH, BAR, MARGIN = 10.5, 0.27, 1.0  # inches
 GAP = 0.6  # bars, between ways that see different things
 SHORT = {TRUE: "true embedding", TEXT: "text as image", "decoder trained on text embeddings": "decoder trained on text"}
+
+SEES = {GROUPS["nothing"]: "both conditions", GROUPS["text"]: "embedding alone", GROUPS["image"]: "caption alone"}
 
 
 def draw_picture_ladder(path: Path, ladder: Mapping[str, Any], *, chosen: str) -> None:
@@ -36,7 +39,7 @@ def draw_picture_ladder(path: Path, ladder: Mapping[str, Any], *, chosen: str) -
 def places_of(rows: list[Mapping[str, Any]]) -> list[float]:
     """Where each bar stands, from the top: one under the other, with a gap where what the decoder sees changes."""
     places = [0.0]
-    for before, row in zip(rows, rows[1:], strict=False):
+    for before, row in pairwise(rows):
         places.append(places[-1] + 1.0 + (GAP if row["sees"] != before["sees"] else 0.0))
     return places
 
@@ -56,6 +59,6 @@ def _draw_bars(axes: Axes, ladder: Mapping[str, Any], split: str, places: list[f
     axes.set_title(split, color=INK, fontsize=10)
     axes.set_xlabel(f"{ladder['metric'].replace('_', ' ')}, {found[0]['number']} pictures", color=INK, fontsize=9)
     dress(axes)
-    for place, row, before in zip(places[1:], ladder["rows"][1:], ladder["rows"], strict=False):
+    for place, (before, row) in zip(places[1:], pairwise(ladder["rows"]), strict=True):
         if row["sees"] != before["sees"]:
-            axes.text(0.01, place - 0.5 - GAP / 2, row["sees"], color=INK, fontsize=7.5, va="center", transform=axes.get_yaxis_transform())
+            axes.text(0.01, place - 0.5 - GAP / 2, SEES[row["sees"]], color=INK, fontsize=7.5, va="center", transform=axes.get_yaxis_transform())

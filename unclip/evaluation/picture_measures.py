@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from unclip.clip import Clip
 from unclip.data.index import Index
@@ -37,6 +38,7 @@ class Made:
         asked: the splits, held-out ones first; what was seen in training, if any, is the last.
         predictions, pictures: of each of them; pictures are a row -> (p, H, H, 3) uint8.
         ways: the rows that were made, in order.
+        originals: the first pictures of the first split, of any size, that everything is done to which starts from a picture.
         real: of each split the real pictures of all rows that are measured, (c, H, H, 3) uint8, the first p being those asked for.
     """
 
@@ -45,6 +47,7 @@ class Made:
     pictures: Sequence[Mapping[str, np.ndarray]]
     ways: Sequence[Way]
     real: Sequence[np.ndarray]
+    originals: Sequence[Image.Image]
 
     @property
     def chosen(self) -> str:
@@ -71,9 +74,7 @@ def measure_pictures(
     """
     config, seed, world = section.evaluate, section.generate.seed, section.world
     image_size = made.real[0].shape[1]
-    training = read_training_pictures(
-        paths.shards, paths.embeddings, image_size=image_size, side=min(image_size, MAX_SIDE), limit=config.max_training_pictures
-    )
+    training = read_training_pictures(paths.shards, paths.embeddings, image_size=image_size, side=min(image_size, MAX_SIDE), limit=config.max_training_pictures)
     judges, main, metric = judges_of(made, splits, training, clip, index, section)
     held_out = [number for number, one in enumerate(made.asked) if one.split != TRAIN]
     together = {row: np.concatenate([made.pictures[number][row] for number in held_out]) for row in made.pictures[0]}
@@ -112,9 +113,7 @@ def judges_of(
     """The judges that fit the data; and which of them, and which of its metrics, the ladder is measured by."""
     config, seed = section.evaluate, section.generate.seed
     if section.world == SHAPES:
-        judges = judge_shapes(
-            made.asked, made.pictures, made.chosen, image_size=made.real[0].shape[1], judge_steps=config.judge_steps, seed=seed
-        )
+        judges = judge_shapes(made.asked, made.pictures, made.chosen, image_size=made.real[0].shape[1], judge_steps=config.judge_steps, seed=seed)
         return judges, judges[0], "all_right"
     general = identify(made.asked, made.pictures, made.real, clip, index)
     if section.world != EMOJI:

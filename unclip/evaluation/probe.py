@@ -23,9 +23,9 @@ from unclip.worlds.shapes import parse_caption
 RIDGE = 1e-3  # of the mean variance of a feature
 
 ABOUT = (
-    "A ridge regression that was fitted on the training pictures' embeddings reads each attribute from an embedding; no picture is made. It is the ceiling of a "
-    "decoder that sees the embedding alone, as far as what an embedding says can be read linearly: better than it, a decoder either reads more than a straight "
-    "line can, or has it from the caption. Under it, the decoder loses what the embedding holds."
+    "A ridge regression that was fitted on the training pictures' embeddings reads each attribute from an embedding; no picture is made. "
+    "It is the ceiling of a decoder that sees the embedding alone, as far as what an embedding says can be read linearly: better than it, a decoder either "
+    "reads more than a straight line can, or has it from the caption. Under it, the decoder loses what the embedding holds."
 )
 
 

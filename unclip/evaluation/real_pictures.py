@@ -1,6 +1,6 @@
 """The real pictures that generated ones are held against, read from the shards: those asked for, and those trained on."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,27 +29,30 @@ class TrainingPictures:
     total: int
 
 
-def read_pictures(shards: Path, keys: Sequence[Sequence[str]], *, image_size: int) -> list[np.ndarray]:
-    """The pictures with these keys, (c, H, H, 3) uint8 for each list of c keys; shards after the last of them are not read.
+def read_encoded(shards: Path, keys: Iterable[str]) -> dict[str, bytes]:
+    """The pictures with these keys, as they are stored; shards after the last of them are not read.
 
     Raises:
         UnclipError: a key has no picture.
     """
-    wanted = {key for some in keys for key in some}
-    found: dict[str, np.ndarray] = {}
+    wanted = set(keys)
+    found: dict[str, bytes] = {}
     with progress("real", len(wanted), unit="picture") as bar:
         for path in sorted(shards.glob("*.tar")):
             if len(found) == len(wanted):
                 break
             for sample in read_shard(path):
                 if sample.key in wanted:
-                    found[sample.key] = decode(sample.image, image_size)
+                    found[sample.key] = sample.image
                     bar.advance()
     if missing := sorted(wanted - found.keys()):
-        raise UnclipError(
-            f"{len(missing)} rows of the store have no picture in {shards}, the first is {missing[0]}; run `unclip download` and `unclip embed`"
-        )
-    return [np.stack([found[key] for key in some]) for some in keys]
+        raise UnclipError(f"{len(missing)} rows of the store have no picture in {shards}, the first is {missing[0]}; run `unclip download` and `unclip embed`")
+    return found
+
+
+def decode_all(encoded: Mapping[str, bytes], keys: Sequence[str], *, image_size: int) -> np.ndarray:
+    """The pictures with these keys as the decoder is shown them, (c, H, H, 3) uint8."""
+    return np.stack([decode(encoded[key], image_size) for key in keys])
 
 
 def read_training_pictures(shards: Path, store: Path, *, image_size: int, side: int, limit: int) -> TrainingPictures:

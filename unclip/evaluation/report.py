@@ -1,5 +1,6 @@
 """The evaluate stage: runs every measurement and writes the report."""
 
+import io
 import json
 import math
 import os
@@ -12,6 +13,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from PIL import Image
 
 from unclip.clip import Clip
 from unclip.data.index import Index, open_index
@@ -22,10 +24,11 @@ from unclip.evaluation.config import EvaluateSection, evaluate_inputs, text_deco
 from unclip.evaluation.headline import headline
 from unclip.evaluation.heldout import HeldOut, Predictions, first_rows, predict, read_held_out, read_seen
 from unclip.evaluation.long_table import TABLE, long_rows
+from unclip.evaluation.manipulations import manipulate
 from unclip.evaluation.picture_files import write_pictures
 from unclip.evaluation.picture_ladder_plot import draw_picture_ladder
 from unclip.evaluation.picture_measures import Made, measure_pictures
-from unclip.evaluation.real_pictures import read_pictures
+from unclip.evaluation.real_pictures import decode_all, read_encoded
 from unclip.evaluation.ways import check_decoders, make_pictures, plan_ways
 from unclip.files import fingerprint, read_json, remove_leftovers, replacing
 from unclip.generate import Models
@@ -53,6 +56,11 @@ def evaluate(paths: Paths, models: Models, priors: Mapping[PriorKind, Prior], se
     predictions, measured = measure_priors(paths, splits, models.clip, priors, index, section)
     made = make_all(paths, splits, predictions, models, priors, section)
     of_pictures, copies = measure_pictures(paths, made, splits, models.clip, index, section)
+    manipulated = None
+    if made.originals:
+        manipulated = manipulate(
+            made.asked[0], made.originals, models, paths.embeddings, section.generate, num_steps=config.manipulation_steps, world=section.world
+        )
     curve = curves.read_curves(paths, priors)
     report: dict[str, Any] = {
         "title": paths.root.name,
@@ -61,9 +69,10 @@ def evaluate(paths: Paths, models: Models, priors: Mapping[PriorKind, Prior], se
         "clip": clip.measure_clip(splits, world=section.world, seed=seed),
         **measured,
         **of_pictures,
+        "manipulations": None if manipulated is None else manipulated.section,
         "index": {name: value for name, value in manifests["index"].counts.items() if name in ("kept", "recall_at_10")},
         "curves": curves.summarise_curves(curve),
-        "pictures": write_pictures(paths.report, made, copies, num_shown=config.num_shown, world=section.world)
+        "pictures": write_pictures(paths.report, made, copies, manipulated, num_shown=config.num_shown, world=section.world)
         | {"curves": CURVES, "prior": LADDER, "ladder": PICTURE_LADDER},
         "environment": environment(models, section.generate.seed),
         "config": {name: manifest.config for name, manifest in manifests.items()} | {STAGE: identity(section)},
@@ -108,13 +117,15 @@ def make_all(
         predicted.append(
             predict(seen.rows, models.clip, priors, paths.embeddings, generate, prior=section.prior, batch_size=config.batch_size, label=seen.split)
         )
-    real = read_pictures(paths.shards, keys, image_size=models.decoder.config.unet.image_size)
+    encoded = read_encoded(paths.shards, [key for some in keys for key in some])
+    real = [decode_all(encoded, some, image_size=models.decoder.config.unet.image_size) for some in keys]
+    originals = [Image.open(io.BytesIO(encoded[key])) for key in keys[0][: config.num_manipulated]]
     ways = plan_ways(predicted[0], config.rungs, sees_text=models.decoder.config.sees_text, has_text_decoder=text_decoder is not None)
     pictures = [
         make_pictures(one, of_split[: len(one.rows)], answers, ways, models, text_decoder, generate, batch_size=config.batch_size)
         for one, of_split, answers in zip(asked, real, predicted, strict=True)
     ]
-    return Made(asked, predicted, pictures, ways, real)
+    return Made(asked, predicted, pictures, ways, real, originals)
 
 
 def measure_priors(

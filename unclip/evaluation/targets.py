@@ -43,6 +43,6 @@ def measure_targets(world: str, judges: Mapping[str, Any], chosen: str) -> list[
         judge = next(one for one in judges["judges"] if one["name"] == target.judge)
         found = judge["splits"].get(target.split, {"rows": {}})["rows"].get(chosen, {}).get(target.metric)
         if found is not None:
-            about = {"label": target.label, "split": target.split, "target": target.value, "set_for": ABOUT[world], "judge": target.judge, "metric": target.metric}
-            measured.append(about | {"value": found["mean"], "low": found["low"], "high": found["high"], "number": found["number"]})
+            about = {"label": target.label, "split": target.split, "judge": target.judge, "metric": target.metric, "target": target.value}
+            measured.append(about | {"set_for": ABOUT[world], "value": found["mean"], "low": found["low"], "high": found["high"], "number": found["number"]})
     return measured

@@ -21,7 +21,11 @@ REAL, SHUFFLED = "real pictures", "shuffled captions"  # the rows beside the way
 Hidden = Literal["nothing", "image", "text"]  # what of the condition the decoder does not get to see
 
 CAPTION_ALONE, TEXT_DECODER = "caption alone", "decoder trained on text embeddings"
-GROUPS: Mapping[Hidden, str] = {"nothing": "embedding and caption", "text": "embedding alone, the caption hidden", "image": "caption alone, the embedding hidden"}
+GROUPS: Mapping[Hidden, str] = {
+    "nothing": "embedding and caption",
+    "text": "embedding alone, the caption hidden",
+    "image": "caption alone, the embedding hidden",
+}
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,8 @@ def make_pictures(
             for start in range(0, len(new), batch_size):
                 rows = new[start : start + batch_size]
                 condition = text_condition(models.clip, [captions[row] for row in rows])
-                made = decode_embeddings(decoder, condition.text_emb.new_tensor(emb[rows]), condition, generate, rows=rows, show_image=way.hidden != "image", show_text=way.hidden != "text")
+                told = condition.text_emb.new_tensor(emb[rows])
+                made = decode_embeddings(decoder, told, condition, generate, rows=rows, show_image=way.hidden != "image", show_text=way.hidden != "text")
                 known |= {names[row]: picture for row, picture in zip(rows, made, strict=True)}
                 bar.advance(len(rows))
             pictures[way.name] = np.stack([known[name] for name in names])
