@@ -25,7 +25,8 @@ def measure_picture_ladder(ways: Sequence[Way], judge: Judge, metric: str, fidel
         fidelity: of the report, for the Fréchet distances of each way.
 
     Returns:
-        `judge`, `metric`, `splits` (names; `TOGETHER` is those that are held out as one, where there are several), and `rows`, one for each way in
+        `judge`, `metric`, `splits` (names; `TOGETHER` is those that are held out as one, where there are several), `main`, the
+        one that holds the most that is held out, and `rows`, one for each way in
         their order: what it sees, of each split the share that is right (`mean`, `low`, `high`, `number`) and how much of
         the way it closes (`closed`, with `closed_low` and `closed_high`; None where the two ends can't be told apart, or
         where the way has no prior), the `binding` over all held-out splits where the judge has one, and the distances.
@@ -34,7 +35,8 @@ def measure_picture_ladder(ways: Sequence[Way], judge: Judge, metric: str, fidel
     held_out = [split for split in splits if split != TRAIN]
     values = {split: {row: found[metric] for row, found in rows.items()} for split, rows in judge.judged.items()}
     if len(held_out) > 1:
-        values[TOGETHER] = {row: np.concatenate([values[split][row] for split in held_out]) for row in values[held_out[0]] if row != SHUFFLED}
+        together = {row: np.concatenate([values[split][row] for split in held_out]) for row in values[held_out[0]] if row != SHUFFLED}
+        values = {split: values[split] for split in held_out} | {TOGETHER: together} | {split: values[split] for split in splits if split not in held_out}
     rows = []
     for way in [None, *ways]:
         name = REAL if way is None else way.name
@@ -44,7 +46,7 @@ def measure_picture_ladder(ways: Sequence[Way], judge: Judge, metric: str, fidel
         row[BINDING] = _binding([judge.judged[split][name] for split in held_out], seed=seed)
         row |= {f"frechet_{space}": value for space, value in fidelity["rows"][name].items()}
         rows.append(row)
-    return {"judge": judge.name, "metric": metric, "splits": list(values), "rows": rows}
+    return {"judge": judge.name, "metric": metric, "splits": list(values), "main": TOGETHER if TOGETHER in values else held_out[0], "rows": rows}
 
 
 NOTHING: dict[str, Any] = {"closed": None, "closed_low": None, "closed_high": None}

@@ -9,7 +9,7 @@ from typing import get_args
 
 import numpy as np
 
-from unclip.evaluation.classifier import MAX_SIDE, Classifier, classify, train_classifier
+from unclip.evaluation.classifier import BATCH_SIZE, MAX_SIDE, Classifier, classify, train_classifier
 from unclip.evaluation.scene_labels import HEADS, labels_of, seen_of
 from unclip.progress import progress
 from unclip.worlds.judge import Seen
@@ -40,7 +40,8 @@ def train_reader(*, image_size: int, num_steps: int, seed: int) -> Classifier:
     Args:
         num_steps: optimizer steps of 64 renders.
     """
-    pictures, drawn = fresh_renders(NUM_RENDERS, image_size=min(image_size, MAX_SIDE), seed=seed, stream=LEARNING)
+    num = min(NUM_RENDERS, num_steps * BATCH_SIZE)  # no more than it will see
+    pictures, drawn = fresh_renders(num, image_size=min(image_size, MAX_SIDE), seed=seed, stream=LEARNING)
     return train_classifier(pictures, np.array([labels_of(scene) for scene in drawn]), HEADS, num_steps=num_steps, seed=seed, name="second judge")
 
 
