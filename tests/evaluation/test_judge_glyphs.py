@@ -47,7 +47,7 @@ def test_families_and_classes_are_found_where_they_are_drawn_and_not_elsewhere()
     wrong_tone = glyphs([f"{caption.partition(':')[0]}: {TONES[2]}" for caption in HELD_OUT], 2)
     asked = Asked("heldout-combination", Rows([""] * len(HELD_OUT), HELD_OUT, np.zeros((len(HELD_OUT), 1)), np.zeros((len(HELD_OUT), 1))))
     pictures = {REAL: real, "perfect": glyphs(HELD_OUT, 3), "wrong tone": wrong_tone, "grey": grey}
-    family, classes = judge_glyphs([asked], [pictures], {asked.split: (HELD_OUT, real)}, training, "perfect", judge_steps=120, seed=0)
+    family, classes = judge_glyphs([asked], [pictures], {asked.split: (HELD_OUT, real)}, training, "perfect", judge_steps=70, seed=0)
     mean = {row: {metric: np.nanmean(column) for metric, column in found.items()} for row, found in family.judged[asked.split].items()}
     assert mean[REAL]["family_top_1"] == 1.0  # it finds itself
     assert mean["perfect"]["family_top_1"] > 0.9

@@ -21,7 +21,7 @@ SIDE = 32
 
 @pytest.fixture(scope="module")
 def network() -> Classifier:
-    return train_reader(image_size=SIDE, num_steps=250, seed=0)
+    return train_reader(image_size=SIDE, num_steps=220, seed=0)
 
 
 def program(pictures: np.ndarray) -> list[Reading]:

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from unclip.evaluation.headline import headline
 from unclip.evaluation.heldout import TEXT, TRUE
@@ -85,4 +86,9 @@ def test_a_target_is_what_the_judge_said_of_the_chosen_row() -> None:
     assert [tile["state"] for tile in headline(report)] == ["", "bad", "good", ""]
     assert targets_table(report) is not None
     assert targets_table(report | {"targets": []}) is None
-    assert ladder_table(report).row_count == len(WAYS) + 1 + 3
+    console = Console(width=80, record=True)
+    console.print(ladder_table(report))
+    shown = console.export_text()
+    for words in ("decoder trained on text", "text as image", "caption alone", "70%", "embedding alone", "all held"):
+        assert words in shown
+    assert "…" not in shown

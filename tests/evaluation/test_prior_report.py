@@ -67,7 +67,7 @@ def test_any_kinds_make_a_ladder(root: Root, paths: Paths, kinds: tuple[PriorKin
     whole = dataclasses.replace(paths, report=paths.report / "whole", decoder=root.paths.decoder)
     evaluate(whole, root.models, priors, section)
     report = json.loads((whole.report / "report.json").read_text())
-    assert report["quality"]["gap_closed"]["baseline"] == ("linear" if prior == "diffusion" and "linear" in kinds else rival)
+    assert report["ladder"]["baseline"] == ("linear" if prior == "diffusion" and "linear" in kinds else rival)
     assert set(report["curves"]) == {"clip", "decoder"} | {f"{kind} prior" for kind in kinds if kind != "linear"}
 
 

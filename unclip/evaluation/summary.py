@@ -7,7 +7,8 @@ from rich.box import SIMPLE
 from rich.table import Table
 from rich.text import Text
 
-from unclip.evaluation.page import MISSING, share
+from unclip.evaluation.page import MISSING
+from unclip.evaluation.picture_ladder_plot import SEES, SHORT
 
 
 def targets_table(report: Mapping[str, Any]) -> Table | None:
@@ -17,7 +18,8 @@ def targets_table(report: Mapping[str, Any]) -> Table | None:
     table = _table(f"from captions, {report['chosen']}", "reached", "95 %", "aim", "pictures")
     for target in report["targets"]:
         reached = target["value"] >= target["target"]
-        values = [share(target["value"]), _ends(target), share(target["target"]), str(target["number"])]
+        ends = f"{100 * target['low']:.0f} to {100 * target['high']:.0f}"
+        values = [_percent(target["value"]), ends, _percent(target["target"]), str(target["number"])]
         table.add_row(Text(f"{target['split']}: {target['label']}"), *values, style="green" if reached else "red")
     return table
 
@@ -32,15 +34,13 @@ def ladder_table(report: Mapping[str, Any]) -> Table:
     for row in ladder["rows"]:
         if row["sees"] != sees:
             sees = row["sees"]
-            table.add_row(Text(f"the decoder sees {sees}"), style="dim italic")
+            table.add_row(Text(f"{SEES[sees]}:"), style="dim italic")
         closed = row["splits"][ladder["main"]]
-        values = [share(row["splits"][split]["mean"]) for split in ladder["splits"]]
-        values.append(
-            MISSING if closed["closed"] is None else f"{share(closed['closed'])} ({100 * closed['closed_low']:.0f} to {100 * closed['closed_high']:.0f})"
-        )
+        values = [_percent(row["splits"][split]["mean"]) for split in ladder["splits"]] + [_percent(closed["closed"])]
         if binds:
-            values.append(MISSING if row["binding"] is None else share(row["binding"]["mean"]))
-        table.add_row(Text(row["name"].removesuffix(", caption hidden")), *values, style="bold" if row["name"] == report["chosen"] else "")
+            values.append(_percent(row["binding"] and row["binding"]["mean"]))
+        name = row["name"].removesuffix(", caption hidden")
+        table.add_row(Text(SHORT.get(name, name)), *values, style="bold" if row["name"] == report["chosen"] else "")
     return table
 
 
@@ -48,9 +48,9 @@ def _table(title: str, *columns: str) -> Table:
     table = Table(title=Text(title), title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
     for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right")
     return table
 
 
-def _ends(found: Mapping[str, float]) -> str:
-    return f"{100 * found['low']:.0f} to {100 * found['high']:.0f}"
+def _percent(value: float | None) -> str:
+    return MISSING if value is None else f"{100 * value:.0f}%"  # without a space, where a narrow terminal would break it
