@@ -29,7 +29,7 @@ def ladder_table(report: Mapping[str, Any]) -> Table:
     ladder = report["ladder"]
     binds = ladder["rows"][0]["binding"] is not None
     title = f"{ladder['metric'].replace('_', ' ')}, by {ladder['judge']}"
-    table = _table(title, *ladder["splits"], "way closed", *(["binding"] if binds else []))
+    table = _table(title, *(split.replace("-", " ") for split in ladder["splits"]), "way closed", *(["binding"] if binds else []))
     sees = None
     for row in ladder["rows"]:
         if row["sees"] != sees:
