@@ -12,13 +12,12 @@ from prefect.client.schemas.objects import State, TaskRun
 from flows.artifacts import Progress, show_counts, show_report
 from flows.process import StageError, run_child
 from unclip.config import RunConfig, as_dict
-from unclip.data.manifest import finished_manifest
 from unclip.files import write_json
-from unclip.stages import STAGES, is_done, paths_of
+from unclip.stages import STAGES, is_done, paths_of, result_of
 
 Counts = dict[str, Any]
 
-TRAINED = ("prior", "decoder")  # the commands of `unclip train`
+TRAINED = ("prior", "decoder", "upsampler")  # the commands of `unclip train`
 RETRY_SECONDS = (30.0, 120.0, 480.0)  # a network may be back by then
 
 
@@ -40,13 +39,15 @@ def work_on(name: str, config: RunConfig) -> Counts:
             print(line, file=sys.stderr, flush=True)
         progress.read(line)
 
-    if is_done(name, config):
+    if why := STAGES[name].idle(config):
+        logger.info("%s has nothing to do, because %s", name, why)
+    elif is_done(name, config):
         logger.info("%s is done already: %s", name, folder)
     else:
         file = Path(config.root) / "run.json"
         write_json(file, as_dict(config))
         run_child(command_of(name, file), name=name, say=None if sys.stderr.isatty() else say)
-    return dict(finished_manifest(folder, name).counts)
+    return dict(result_of(name, config).counts)
 
 
 def command_of(name: str, file: Path) -> list[str]:
@@ -132,6 +133,16 @@ def decoder(config: RunConfig) -> Counts:
         config: the whole run; what is left out has its default.
     """
     return _shown("decoder", work_on("decoder", config))
+
+
+@flow(name="upsampler", persist_result=False)
+def upsampler(config: RunConfig) -> Counts:
+    """Trains the upsamplers: from a small picture to a large one.
+
+    Args:
+        config: the whole run; what is left out has its default.
+    """
+    return _shown("upsampler", work_on("upsampler", config))
 
 
 @flow(name="evaluate", persist_result=False)

@@ -64,7 +64,7 @@ def test_counts_add_up_over_all_stages(root: Path) -> None:
 # what a kill waits for: the stage has begun to leave something, and is not yet done
 BEGUN = {
     "source": "manifest.json", "download": "00000.tar", "clip": "training/step-*", "embed": "00000.parquet", "index": "manifest.json",
-    "prior": "diffusion/step-*", "decoder": "step-*", "evaluate": "manifest.json",
+    "prior": "diffusion/step-*", "decoder": "step-*", "upsampler": "first/step-*", "evaluate": "manifest.json",
 }  # fmt: skip
 
 

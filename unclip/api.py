@@ -75,8 +75,10 @@ def opened(config: RunConfig, *, prior: PriorChoice = "first", upsample: bool = 
         UnclipError: a stage has not finished.
     """
     kind: PriorKind | None = config.prior.kinds[0] if prior == "first" else None if prior == "none" else prior
-    models = load_models(config, kind)
-    return Unclip(models, config.generate, paths_of(config), origins_of(config, kind))
+    models, origins = load_models(config, kind), origins_of(config, kind)
+    if not upsample:
+        models, origins = dataclasses.replace(models, upsamplers=()), origins | {"upsampler": "none"}
+    return Unclip(models, config.generate, paths_of(config), origins)
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class Unclip:
     """The models of a root.
 
     Attributes:
-        models: CLIP, prior, decoder.
+        models: CLIP, prior, decoder and upsamplers.
         config: how pictures are sampled; `with_settings` changes it.
         paths: the folders of the root.
         origins: which models they are, by a name and a digest of each.

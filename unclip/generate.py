@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from unclip.clip import Clip
-from unclip.data.loader import as_pictures
+from unclip.data.loader import as_pictures, as_pixels
 from unclip.data.picture import as_images
 from unclip.decoder import MAX_CONDITION_NOISE, Decoder, DecoderCondition
 from unclip.diffusion.guidance import Network, guided_by_two
@@ -26,9 +26,11 @@ from unclip.diffusion.schedule import Schedule, make_schedule, respace
 from unclip.files import UnclipError
 from unclip.prior.condition import Prior, PriorSampling, TextCondition, best_of, similarities
 from unclip.progress import progress
+from unclip.upsampler import Upsampler, UpsamplerSampling, upsample
 
 PIXEL_CLAMP = 1.0
-PRIOR_STREAM, DECODER_STREAM, CONDITION_STREAM, MANIPULATE_STREAM = 1, 2, 3, 6  # told apart in the seeds, so that no two share noise
+# told apart in the seeds, so that no two share noise
+PRIOR_STREAM, DECODER_STREAM, CONDITION_STREAM, *UPSAMPLER_STREAMS, MANIPULATE_STREAM = 1, 2, 3, 4, 5, 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,7 @@ class GenerateConfig:
         guidance_scale: of the decoder; one number for embedding and caption together, or one for each of them. 1.0 is none.
         condition_noise: level of noise on the image embedding, in [0, 1000], that a decoder trained for it is told.
         batch_size: pictures that a GPU makes at once.
+        upsampler: how the upsamplers are sampled.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -55,6 +58,7 @@ class GenerateConfig:
     eta: float = 0.0
     seed: int = 0
     batch_size: int = 64
+    upsampler: UpsamplerSampling = field(default_factory=UpsamplerSampling)
 
     def __post_init__(self) -> None:
         for name in ("num_candidates", "decoder_steps", "batch_size"):
@@ -75,11 +79,15 @@ class GenerateConfig:
 
 @dataclass(frozen=True)
 class Models:
-    """What pictures are made with; the prior is None where text embeddings are used as image embeddings."""
+    """What pictures are made with; the prior is None where text embeddings are used as image embeddings.
+
+    The upsamplers work in their order, the first on the decoder's pictures; there may be none.
+    """
 
     clip: Clip
     prior: Prior | None
     decoder: Decoder
+    upsamplers: tuple[Upsampler, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,13 +95,15 @@ class Generated:
     """Pictures and how they came about.
 
     Attributes:
-        captions: n sentences; pictures: (n, H, H, 3) uint8.
+        captions: n sentences; pictures: (n, H, H, 3) uint8, as the last upsampler made them.
+        decoded: (n, h, h, 3) uint8, as the decoder made them; without upsamplers the same.
         candidates: (n, k, E) raw image embeddings that the prior drew; similarities: (n, k) to the caption.
         image_emb: (n, E), the ones that were drawn from.
     """
 
     captions: list[str]
     pictures: np.ndarray
+    decoded: np.ndarray
     candidates: Tensor
     similarities: Tensor
     image_emb: Tensor
@@ -190,6 +200,25 @@ def decode_embeddings(
     return as_pictures(sample(config.sampler, denoiser, schedule, noise(), noise, eta=config.eta))
 
 
+def upsample_pictures(upsamplers: Sequence[Upsampler], pictures: np.ndarray, config: GenerateConfig, *, rows: Sequence[int]) -> np.ndarray:
+    """Small pictures through all upsamplers: (B, h, h, 3) uint8 -> (B, H, H, 3) uint8. `rows` seed the noise.
+
+    Between two upsamplers a picture is rounded to 255ths, as it would be by saving it, so that enlarging a saved one gives
+    the same.
+    """
+    sampling = config.upsampler
+    for upsampler, steps, stream in zip(upsamplers, (sampling.first_steps, sampling.second_steps), UPSAMPLER_STREAMS, strict=False):
+        device = next(upsampler.parameters()).device
+        height, width = (side * upsampler.config.scale for side in pictures.shape[1:3])
+        made = []
+        for chunk in chunks_of(len(pictures), sampling.batch_size, device):
+            low_res = as_pixels(pictures[chunk.start : chunk.stop]).to(device)
+            noise = RowNoise(config.seed, rows[chunk.start : chunk.stop], stream, (3, height, width), device)
+            made.append(as_pictures(upsample(upsampler, low_res, steps=steps, noise=noise, tile=sampling.tile)))
+        pictures = np.concatenate(made)
+    return pictures
+
+
 def chunks_of(num: int, batch_size: int, device: torch.device) -> Iterator[range]:
     """The rows that are worked on at once: one by one on a CPU, so that rounding does not depend on the others."""
     size = 1 if device.type == "cpu" else batch_size
@@ -216,12 +245,14 @@ def generate(models: Models, captions: Sequence[str], config: GenerateConfig, *,
             condition = text_condition(models.clip, chunk)
             candidates = draw_candidates(models.prior, condition, config, rows=seeds)
             image_emb = best_of(candidates, condition.text_emb)
-            pictures = decode_embeddings(models.decoder, image_emb, condition, config, rows=seeds)
-            made.append(Generated(chunk, pictures, candidates.cpu(), similarities(candidates, condition.text_emb).cpu(), image_emb.cpu()))
+            decoded = decode_embeddings(models.decoder, image_emb, condition, config, rows=seeds)
+            pictures = upsample_pictures(models.upsamplers, decoded, config, rows=seeds)
+            made.append(Generated(chunk, pictures, decoded, candidates.cpu(), similarities(candidates, condition.text_emb).cpu(), image_emb.cpu()))
             bar.advance(len(chunk))
     return Generated(
         list(captions),
         np.concatenate([part.pictures for part in made]),
+        np.concatenate([part.decoded for part in made]),
         torch.cat([part.candidates for part in made]),
         torch.cat([part.similarities for part in made]),
         torch.cat([part.image_emb for part in made]),

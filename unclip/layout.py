@@ -19,11 +19,12 @@ class Paths:
     index: Path
     prior: Path
     decoder: Path
+    upsampler: Path
     report: Path
 
 
-def lay_out(root: Path, *, clip: str, prior: str, decoder: str) -> Paths:
-    """The folders under a root, for a CLIP of this name and these runs of prior and decoder."""
+def lay_out(root: Path, *, clip: str, prior: str, decoder: str, upsampler: str) -> Paths:
+    """The folders under a root, for a CLIP of this name and these runs of prior, decoder and upsampler."""
     return Paths(
         root=root,
         world=root / "world",
@@ -34,5 +35,6 @@ def lay_out(root: Path, *, clip: str, prior: str, decoder: str) -> Paths:
         index=root / "index" / clip,
         prior=root / "prior" / prior,
         decoder=root / "decoder" / decoder,
+        upsampler=root / "upsampler" / upsampler,
         report=root / "report",
     )

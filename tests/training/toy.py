@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unclip import checkpoint
-from unclip.data.loader import batches_of
+from unclip.data.loader import WHOLE, Piece, batches_of
 from unclip.training.config import TrainingConfig
 from unclip.training.draws import Draws
 from unclip.training.loop import train
@@ -41,8 +41,8 @@ def loss_fn(model: nn.Module, batch: Tensor, draws: Draws) -> tuple[Tensor, Mapp
     return errors.mean(), loss_by_step(errors, i, 100) | {"twice": 2 * errors.detach().mean()}
 
 
-def batches(start: int) -> Iterator[Tensor]:
-    return (DATA[torch.from_numpy(rows)] for rows in batches_of(len(DATA), CONFIG.batch_size, seed=3, start=start))
+def batches(start: int, own: Piece = WHOLE) -> Iterator[Tensor]:
+    return (DATA[torch.from_numpy(rows)] for rows in batches_of(len(DATA), CONFIG.batch_size, seed=3, start=start, piece=own))
 
 
 def train_toy(folder: Path, config: TrainingConfig) -> Path:

@@ -63,7 +63,10 @@ def numbers(text: str, option: str, kind: type[int] | type[float]) -> list[Any]:
 
 def settings_of(config: "GenerateConfig") -> dict[str, Any]:
     """The settings that decide a picture; how many are made at once does not."""
-    return {name: value for name, value in dataclasses.asdict(config).items() if name != "batch_size"}
+    settings = dataclasses.asdict(config)
+    for section in (settings, settings["upsampler"]):
+        del section["batch_size"]
+    return settings
 
 
 def source_of(path: Path) -> dict[str, str]:

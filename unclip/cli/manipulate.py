@@ -176,12 +176,13 @@ def inpaint(
     about = [{"caption": caption, "number": number, "similarities": [round(float(value), 6) for value in row]} for number, row in enumerate(similarities)]
     holed = np.where(made.hole[..., None], np.uint8(127), made.original)
     shown = np.concatenate([made.original[None], holed[None], made.pictures])
-    asked = {"steps": steps, "eta": eta, "resamples": resamples, "seed": seed, "picture": source_of(picture), "mask": source_of(mask)}
+    sampling = settings_of(models.config) | {"sampler": "ddim", "eta": eta, "decoder_steps": steps, "seed": seed}
+    asked = {"resamples": resamples, "picture": source_of(picture), "mask": source_of(mask)}
     gallery = Gallery(
         pictures=made.pictures,
         names=[caption] * len(made.pictures),
         about=about,
-        settings={"command": "inpaint", "models": models.origins, "generate": settings_of(models.config), **asked},
+        settings={"command": "inpaint", "models": models.origins, "generate": sampling, **asked},
         sheet=sheet_of(shown, ["original", "what is drawn anew", *[caption] * len(made.pictures)]),
         tables={CANDIDATES: candidates_table([caption] * len(made.pictures), made.candidates.numpy(), similarities)},
         more={"original.png": made.original},

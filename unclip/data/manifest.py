@@ -19,7 +19,7 @@ from typing import Any
 from unclip.files import UnclipError, fingerprint, read_json, sha256_file, write_json
 
 MANIFEST = "manifest.json"
-COMMANDS = {"prior": "train prior", "decoder": "train decoder"}  # where the command is not the stage's name
+COMMANDS = {"prior": "train prior", "decoder": "train decoder", "upsampler": "train upsampler"}  # where the command is not the stage's name
 PACKAGES = ("unclip", "torch", "open_clip_torch", "img2dataset", "webdataset", "pyarrow", "faiss-cpu", "prefect", "numpy")
 
 

@@ -45,13 +45,18 @@ def iter_batches(store: Path, columns: Sequence[str], *, batch_size: int = 8192)
         UnclipError: a part is broken or lacks a column.
     """
     for path in part_paths(store):
-        try:
-            with pq.ParquetFile(path, memory_map=True, page_checksum_verification=True) as file:
-                _require(path, file.schema_arrow.names, columns)
-                for batch in file.iter_batches(batch_size=batch_size, columns=list(columns)):
-                    yield {name: column_array(batch.column(name)) for name in columns}
-        except (OSError, pa.ArrowInvalid) as error:
-            raise UnclipError(f"{path} is damaged ({str(error)[:200]}); remove it and its .json, and run `unclip embed` again") from None
+        yield from iter_part(path, columns, batch_size=batch_size)
+
+
+def iter_part(path: Path, columns: Sequence[str], *, batch_size: int = 8192) -> Iterator[dict[str, np.ndarray]]:
+    """The same of one part."""
+    try:
+        with pq.ParquetFile(path, memory_map=True, page_checksum_verification=True) as file:
+            _require(path, file.schema_arrow.names, columns)
+            for batch in file.iter_batches(batch_size=batch_size, columns=list(columns)):
+                yield {name: column_array(batch.column(name)) for name in columns}
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UnclipError(f"{path} is damaged ({str(error)[:200]}); remove it and its .json, and run `unclip embed` again") from None
 
 
 def training_rows(store: Path, columns: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
@@ -104,6 +109,20 @@ class Ragged:
     def take(self, rows: np.ndarray) -> "Ragged":
         """These rows in this order; the flat array is shared, nothing is copied."""
         return Ragged(self.flat, self.starts[rows], self.lengths[rows])
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """What CLIP says of rows of the store, in memory or mapped from its training cache, as float16 as stored.
+
+    Attributes:
+        image_emb, text_emb: (n, E).
+        text_tokens: n rows of (L, S), None where they were not read.
+    """
+
+    image_emb: np.ndarray
+    text_emb: np.ndarray
+    text_tokens: Ragged | None
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from unclip.data.manifest import finished_manifest, runtime
+from unclip.data.manifest import MANIFEST, finished_manifest, runtime
 from unclip.generate import GenerateConfig
 from unclip.layout import Paths
 from unclip.prior.condition import PriorKind
@@ -99,6 +99,8 @@ def evaluate_inputs(paths: Paths, config: EvaluateConfig) -> dict[str, str]:
     folders |= {"clip": ("clip", paths.clip), "prior": ("prior", paths.prior), "decoder": ("decoder", paths.decoder)}
     if config.text_decoder:
         folders |= {"text decoder": ("decoder", text_decoder_folder(paths, config))}
+    if (paths.upsampler / MANIFEST).is_file():
+        folders |= {"upsampler": ("upsampler", paths.upsampler)}
     return {name: finished_manifest(folder, stage).digest for name, (stage, folder) in folders.items()}
 
 

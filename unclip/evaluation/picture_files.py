@@ -35,7 +35,7 @@ def write_pictures(folder: Path, made: Made, copies: CopySheet | None, manipulat
         # numbered, since the name of a split may hold anything
         for number, (one, pictures) in enumerate(zip(made.asked, made.pictures, strict=True)):
             captions, keys = one.rows.captions[:num_shown], one.rows.keys[:num_shown]
-            for row, (caption, key, picture) in enumerate(zip(captions, keys, pictures[made.chosen][:num_shown], strict=True)):
+            for row, (caption, key, picture) in enumerate(zip(captions, keys, pictures[made.shown][:num_shown], strict=True)):
                 name = f"sample-{number}-{row:03d}.png"
                 Image.fromarray(picture).save(aside / name)
                 wrong = wrong_parts(picture, caption) if world == SHAPES else None
@@ -47,8 +47,8 @@ def write_pictures(folder: Path, made: Made, copies: CopySheet | None, manipulat
         sheets = {} if manipulated is None else manipulated.sheets
         for name, sheet in sheets.items():
             sheet.save(aside / f"{name}.png")
-    held_out = [pictures[made.chosen][:num_shown] for pictures in made.pictures]
-    save_png(folder / GRID, contact_sheet(np.concatenate(held_out), [sample["caption"] for sample in samples]))
+    shown_pictures = [pictures[made.shown][:num_shown] for pictures in made.pictures]
+    save_png(folder / GRID, contact_sheet(np.concatenate(shown_pictures), [sample["caption"] for sample in samples]))
     return {
         "grid": GRID,
         "samples": samples,

@@ -54,6 +54,11 @@ class Made:
         """The row of the prior that pictures are made with."""
         return self.predictions[0].chosen
 
+    @property
+    def shown(self) -> str:
+        """The row of the pictures that a user gets: those of the chosen prior, upsampled where there are upsamplers."""
+        return next((way.name for way in self.ways if way.upsampled), self.chosen)
+
 
 @dataclass(frozen=True)
 class CopySheet:

@@ -120,7 +120,10 @@ def make_all(
     encoded = read_encoded(paths.shards, [key for some in keys for key in some])
     real = [decode_all(encoded, some, image_size=models.decoder.config.unet.image_size) for some in keys]
     originals = [Image.open(io.BytesIO(encoded[key])) for key in keys[0][: config.num_manipulated]]
-    ways = plan_ways(predicted[0], config.rungs, sees_text=models.decoder.config.sees_text, has_text_decoder=text_decoder is not None)
+    upsampled_size = models.upsamplers[-1].config.unet.image_size if models.upsamplers else 0
+    ways = plan_ways(
+        predicted[0], config.rungs, sees_text=models.decoder.config.sees_text, has_text_decoder=text_decoder is not None, upsampled_size=upsampled_size
+    )
     pictures = [
         make_pictures(one, of_split[: len(one.rows)], answers, ways, models, text_decoder, generate, batch_size=config.batch_size)
         for one, of_split, answers in zip(asked, real, predicted, strict=True)

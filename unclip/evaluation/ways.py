@@ -14,7 +14,7 @@ from unclip.decoder import Decoder
 from unclip.evaluation.config import RungName
 from unclip.evaluation.heldout import TEXT, TRUE, Asked, Predictions
 from unclip.files import UnclipError
-from unclip.generate import GenerateConfig, Models, decode_embeddings, text_condition
+from unclip.generate import GenerateConfig, Models, decode_embeddings, text_condition, upsample_pictures
 from unclip.progress import progress
 
 REAL, SHUFFLED = "real pictures", "shuffled captions"  # the rows beside the ways: ceiling and floor of every judge
@@ -37,19 +37,21 @@ class Way:
         embedding: the row of `Predictions` that the decoder is given.
         hidden: what the decoder does not get to see.
         decoder: the root's own, or the one that was trained on text embeddings.
+        upsampled: whether the pictures go through the root's upsamplers, too.
     """
 
     name: str
     embedding: str
     hidden: Hidden = "nothing"
     decoder: Literal["own", "text"] = "own"
+    upsampled: bool = False
 
 
-def plan_ways(predicted: Predictions, rungs: Sequence[RungName], *, sees_text: bool, has_text_decoder: bool) -> list[Way]:
+def plan_ways(predicted: Predictions, rungs: Sequence[RungName], *, sees_text: bool, has_text_decoder: bool, upsampled_size: int) -> list[Way]:
     """The ways that are asked for, in the order of the tables.
 
     Always: the true embedding, the prior that pictures are made with, the baseline, and the text embedding in the place
-    of the image's. Where the decoder sees no caption there is none to hide, nor one that could stand alone.
+    of the image's. Where there are upsamplers, the prior's pictures once more at their size, else `upsampled_size` is 0. Where the decoder sees no caption there is none to hide, nor one that could stand alone.
     """
     embeddings = [TRUE, predicted.chosen]
     if "draw" in rungs and predicted.first_draw != predicted.chosen:
@@ -58,6 +60,8 @@ def plan_ways(predicted: Predictions, rungs: Sequence[RungName], *, sees_text: b
         embeddings += [name for name in predicted.answers.values() if name not in (predicted.chosen, predicted.baseline)]
     embeddings += [predicted.baseline, TEXT]
     ways = [Way(name, name) for name in embeddings]
+    if upsampled_size:
+        ways.append(Way(f"{predicted.chosen}, upsampled to {upsampled_size} pixels", predicted.chosen, upsampled=True))
     if has_text_decoder:
         ways.append(Way(TEXT_DECODER, TEXT, decoder="text"))
     if "image" in rungs and sees_text:
@@ -106,6 +110,10 @@ def make_pictures(
     known: dict[tuple[Any, ...], np.ndarray] = {}
     with progress(f"decode {asked.split}", len(captions) * len(ways), unit="picture") as bar:
         for way in ways:
+            if way.upsampled:
+                pictures[way.name] = upsample_pictures(models.upsamplers, pictures[way.embedding], generate, rows=range(len(captions)))
+                bar.advance(len(captions))
+                continue
             emb = predicted.rows[way.embedding]
             names = [(way.decoder, way.hidden, row, b"" if way.hidden == "image" else emb[row].tobytes()) for row in range(len(captions))]
             new = [row for row, name in enumerate(names) if name not in known]

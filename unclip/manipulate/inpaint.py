@@ -11,7 +11,18 @@ from unclip.data.loader import as_pictures, as_pixels
 from unclip.data.picture import as_images, as_rgb, as_square, middle_square
 from unclip.diffusion.inpainting import inpaint_ddim
 from unclip.files import UnclipError
-from unclip.generate import DECODER_STREAM, GenerateConfig, Models, RowNoise, chunks_of, decoder_denoiser, draw_candidates, noise_condition, text_condition
+from unclip.generate import (
+    DECODER_STREAM,
+    GenerateConfig,
+    Models,
+    RowNoise,
+    chunks_of,
+    decoder_denoiser,
+    draw_candidates,
+    noise_condition,
+    text_condition,
+    upsample_pictures,
+)
 from unclip.prior.condition import best_of, similarities
 from unclip.progress import progress
 
@@ -74,7 +85,7 @@ def inpaint(
     """`num` pictures with the white of the mask drawn anew from a caption.
 
     The decoder draws at its own size, with the prior's embedding of the caption, and what it draws is scaled to the
-    picture and put into the hole. The sampler is DDIM whatever the config says, with this `eta` (1 is ancestral sampling).
+    picture, after the upsamplers, and put into the hole. The sampler is DDIM whatever the config says, with this `eta` (1 is ancestral sampling).
 
     Raises:
         UnclipError: see `hole_of`; or a number is out of its range.
@@ -102,7 +113,8 @@ def inpaint(
             noise = RowNoise(config.seed, rows, DECODER_STREAM, (3, side, side), device)
             shape = (len(rows), 3, side, side)
             x0 = inpaint_ddim(denoiser, schedule, noise(), known.expand(shape), keep.expand(shape), noise, eta=eta, num_resamples=num_resamples)
-            made.append((as_pictures(x0), candidates.cpu(), similarities(candidates, condition.text_emb).cpu(), image_emb.cpu()))
+            square = upsample_pictures(models.upsamplers, as_pictures(x0), config, rows=rows)
+            made.append((square, candidates.cpu(), similarities(candidates, condition.text_emb).cpu(), image_emb.cpu()))
             bar.advance(len(rows))
     pictures, candidates, values, embs = zip(*made, strict=True)
     original = np.asarray(upright)

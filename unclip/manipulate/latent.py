@@ -21,7 +21,7 @@ from unclip.diffusion.inversion import invert_ddim
 from unclip.diffusion.sampling import Denoiser, sample_ddim
 from unclip.diffusion.schedule import Schedule
 from unclip.files import UnclipError
-from unclip.generate import MANIPULATE_STREAM, GenerateConfig, Models, RowNoise, chunks_of, decoder_denoiser, text_condition
+from unclip.generate import MANIPULATE_STREAM, GenerateConfig, Models, RowNoise, chunks_of, decoder_denoiser, text_condition, upsample_pictures
 from unclip.progress import progress
 
 HIDDEN = ""  # the caption that is none
@@ -129,8 +129,12 @@ def draw(models: Models, image_emb: Tensor, x_T: Tensor, config: GenerateConfig,
 def drawn(
     models: Models, sources: Sequence[Image.Image], image_emb: Tensor, x_T: Tensor, about: list[dict[str, Any]], config: GenerateConfig, caption: str
 ) -> Drawn:
-    """Draws, and puts what came of it beside the pictures that it came from."""
-    pictures = as_pictures(draw(models, image_emb, x_T, config, caption=caption))
+    """Draws and enlarges, and puts what came of it beside the pictures that it came from.
+
+    All are enlarged with the same noise, so that they differ by nothing but what was drawn.
+    """
+    decoded = as_pictures(draw(models, image_emb, x_T, config, caption=caption))
+    pictures = upsample_pictures(models.upsamplers, decoded, config, rows=[0] * len(decoded))
     originals = np.stack([as_square(as_rgb(source), pictures.shape[1]) for source in sources])
     return Drawn(originals, pictures, about, image_emb.cpu(), x_T.cpu())
 

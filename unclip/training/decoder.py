@@ -4,13 +4,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from unclip import checkpoint
-from unclip.data.loader import as_pixels, batches_of, join_shards, padded_states
+from unclip.data.loader import Piece, as_pixels
 from unclip.data.manifest import Manifest, finished_manifest
+from unclip.data.pictures import PictureBatch, PictureConfig, open_pictures
 from unclip.data.stats import STATS
 from unclip.data.store import emb_width, text_width
 from unclip.decoder import Decoder, DecoderCondition, DecoderConfig
@@ -47,6 +47,7 @@ class DecoderStageConfig:
     drop_both_prob: float = 0.0
     step_sampling: StepSampling = "uniform"
     min_snr_gamma: float = 0.0
+    pictures: PictureConfig = field(default_factory=PictureConfig)
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(batch_size=64, betas=(0.9, 0.999)))
 
     def __post_init__(self) -> None:
@@ -81,9 +82,10 @@ def train_decoder(shards: Path, store: Path, run: Path, config: DecoderStageConf
 
 def _fit(shards: Path, store: Path, run: Path, config: DecoderStageConfig) -> tuple[Path, int, dict[str, int]]:
     """Trains; returns the folder of the last checkpoint, the number of training rows, and how many were left out for which reason."""
-    joined = join_shards(shards, store, image_size=config.network.unet.image_size, split="train", text_tokens=config.network.text_states)
-    pairs, states = joined.pairs, joined.pairs.text_tokens
-    image_emb = torch.from_numpy(pairs.image_emb.astype(np.float32))
+    pictures = open_pictures(
+        shards, store, config.pictures, split="train", image_size=config.network.unet.image_size,
+        text_tokens=config.network.text_states, seed=config.training.seed,
+    )  # fmt: skip
     torch.manual_seed(config.training.seed)
     model = Decoder(config.network, emb_width=emb_width(store), text_width=text_width(store))
     stats = read_json(store / STATS)["image_emb"]
@@ -92,26 +94,25 @@ def _fit(shards: Path, store: Path, run: Path, config: DecoderStageConfig) -> tu
     model = model.to(memory_format=torch.channels_last)
     schedule = make_schedule(config.network.schedule, config.network.num_train_steps)
 
-    def loss_fn(prepared: nn.Module, rows: np.ndarray, draws: Draws) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def loss_fn(prepared: nn.Module, batch: PictureBatch, draws: Draws) -> tuple[Tensor, Mapping[str, Tensor]]:
         device = next(prepared.parameters()).device
-        x0 = as_pixels(joined.pictures[rows]).to(device, memory_format=torch.channels_last)
+        batch = batch.to(device)
+        x0 = as_pixels(batch.pictures).to(memory_format=torch.channels_last)
         eps = draws.normal(*x0.shape).to(device, memory_format=torch.channels_last)
-        i = steps_at(schedule, draws.uniform(len(rows)), config.step_sampling)
-        kept = [draws.keep(len(rows), prob) for prob in (config.drop_image_prob, config.drop_text_prob, config.drop_both_prob)]
+        i = steps_at(schedule, draws.uniform(len(batch)), config.step_sampling)
+        kept = [draws.keep(len(batch), prob) for prob in (config.drop_image_prob, config.drop_text_prob, config.drop_both_prob)]
         keep_image, keep_text = (kept[0] & kept[2]).to(device), (kept[1] & kept[2]).to(device)
-        tokens, mask = padded_states(states.take(rows)) if states is not None else (None, None)
-        condition = DecoderCondition(
-            image_emb[rows].to(device), None if tokens is None else tokens.to(device), None if mask is None else mask.to(device), keep_image, keep_text
-        )
+        condition = DecoderCondition(batch.image_emb, batch.text_tokens, batch.text_mask, keep_image, keep_text)
         output = prepared(add_noise(schedule, x0, i, eps), schedule.timesteps[i].to(device), condition)
         errors = (output - target(schedule, config.network.prediction, x0, i, eps)).square().mean(dim=(1, 2, 3))
         if config.min_snr_gamma:
             errors = errors * min_snr_weight(schedule, config.network.prediction, i, config.min_snr_gamma).to(device)
         return errors.mean(), loss_by_step(errors, i, len(schedule))
 
-    def batches(start: int) -> Iterator[np.ndarray]:
-        return batches_of(len(pairs), config.training.batch_size, seed=config.training.seed, start=start)
+    def batches(start: int, own: Piece) -> Iterator[PictureBatch]:
+        pin = model.emb_mean.is_cuda
+        return pictures.batches(config.training.batch_size, start=start, piece=own, num_workers=config.pictures.num_workers, pin=pin)
 
     network = checkpoint.as_json(config.network) | {"emb_width": emb_width(store), "text_width": text_width(store)}
     last = train(run, model=model, kind="decoder", network=network, loss_fn=loss_fn, batches=batches, config=config.training)
-    return last, len(pairs), dict(joined.rejected)
+    return last, len(pictures), dict(pictures.joined.rejected)
