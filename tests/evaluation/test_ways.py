@@ -27,11 +27,13 @@ def predictions(num: int = 3) -> Predictions:
 
 
 def test_the_ways_are_those_asked_for_in_the_order_of_the_tables() -> None:
-    assert [way.name for way in plan_ways(predictions(), (), sees_text=True, has_text_decoder=False)] == [TRUE, BEST, "linear", TEXT]
-    every = [way.name for way in plan_ways(predictions(), ("draw", "priors", "image", "caption"), sees_text=True, has_text_decoder=True)]
+    assert [way.name for way in plan_ways(predictions(), (), sees_text=True, has_text_decoder=False, upsampled_size=0)] == [TRUE, BEST, "linear", TEXT]
+    every = [way.name for way in plan_ways(predictions(), ("draw", "priors", "image", "caption"), sees_text=True, has_text_decoder=True, upsampled_size=0)]
     embeddings = [TRUE, BEST, DRAW, AUTO, "linear", TEXT]
     assert every == [*embeddings, TEXT_DECODER, *map(hidden_name, [*embeddings, TEXT_DECODER]), CAPTION_ALONE]
-    blind = [way.name for way in plan_ways(predictions(), ("image", "caption"), sees_text=False, has_text_decoder=False)]
+    larger = plan_ways(predictions(), (), sees_text=True, has_text_decoder=False, upsampled_size=64)
+    assert [(way.name, way.upsampled) for way in larger][-1] == (f"{BEST}, upsampled to 64 pixels", True)
+    blind = [way.name for way in plan_ways(predictions(), ("image", "caption"), sees_text=False, has_text_decoder=False, upsampled_size=0)]
     assert blind == [TRUE, BEST, "linear", TEXT]
     assert predictions().answers == {"diffusion": BEST, "autoregressive": AUTO, "linear": "linear"}
 
@@ -55,7 +57,7 @@ def test_a_picture_of_the_same_condition_is_made_once_and_each_from_its_own_nois
     captions = [f"one small red {shape} on white" for shape in ("star", "ring", "circle")]
     asked = Asked("a", Rows(["a", "b", "c"], captions, np.zeros((3, 16)), np.zeros((3, 16))))
     found, text_decoder = predictions(), decoder_of("text")
-    planned = plan_ways(found, ("draw", "image", "caption"), sees_text=True, has_text_decoder=True)
+    planned = plan_ways(found, ("draw", "image", "caption"), sees_text=True, has_text_decoder=True, upsampled_size=0)
     real = np.zeros((3, 4, 4, 3), np.uint8)
     pictures = make_pictures(asked, real, found, planned, root.models, text_decoder, GenerateConfig(), batch_size=2)
     assert list(pictures) == [REAL, *(way.name for way in planned)]

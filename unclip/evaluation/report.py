@@ -121,9 +121,8 @@ def make_all(
     real = [decode_all(encoded, some, image_size=models.decoder.config.unet.image_size) for some in keys]
     originals = [Image.open(io.BytesIO(encoded[key])) for key in keys[0][: config.num_manipulated]]
     upsampled_size = models.upsamplers[-1].config.unet.image_size if models.upsamplers else 0
-    ways = plan_ways(
-        predicted[0], config.rungs, sees_text=models.decoder.config.sees_text, has_text_decoder=text_decoder is not None, upsampled_size=upsampled_size
-    )
+    has_text_decoder, sees_text = text_decoder is not None, models.decoder.config.sees_text
+    ways = plan_ways(predicted[0], config.rungs, sees_text=sees_text, has_text_decoder=has_text_decoder, upsampled_size=upsampled_size)
     pictures = [
         make_pictures(one, of_split[: len(one.rows)], answers, ways, models, text_decoder, generate, batch_size=config.batch_size)
         for one, of_split, answers in zip(asked, real, predicted, strict=True)

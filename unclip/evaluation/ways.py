@@ -51,7 +51,8 @@ def plan_ways(predicted: Predictions, rungs: Sequence[RungName], *, sees_text: b
     """The ways that are asked for, in the order of the tables.
 
     Always: the true embedding, the prior that pictures are made with, the baseline, and the text embedding in the place
-    of the image's. Where there are upsamplers, the prior's pictures once more at their size, else `upsampled_size` is 0. Where the decoder sees no caption there is none to hide, nor one that could stand alone.
+    of the image's. Where there are upsamplers, the prior's pictures once more at their size, else `upsampled_size` is 0.
+    Where the decoder sees no caption there is none to hide, nor one that could stand alone.
     """
     embeddings = [TRUE, predicted.chosen]
     if "draw" in rungs and predicted.first_draw != predicted.chosen:
