@@ -1,5 +1,6 @@
 """A small root that every stage was really run in: a tiny shapes world, and models trained for three steps."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +48,10 @@ SECTION = EvaluateSection(
         manipulation_steps=(1, 2),
     ),
     generate=GenerateConfig(prior=PriorSampling(num_steps=3), decoder_steps=2),
+)
+# the same without what is not asked about
+BRIEF = dataclasses.replace(
+    SECTION, evaluate=dataclasses.replace(SECTION.evaluate, num_seen=0, rungs=(), judge_steps=0, num_manipulated=0, max_training_pictures=0)
 )
 
 

@@ -13,15 +13,17 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tests.evaluation.conftest import NUM_HELDOUT, NUM_TRAIN, SECTION, Root
+from tests.evaluation.conftest import BRIEF, NUM_HELDOUT, NUM_TRAIN, SECTION, UNET, Root, training
 from unclip.data.index import normalised
 from unclip.data.manifest import finished_manifest
+from unclip.decoder import DecoderConfig
 from unclip.evaluation import page
 from unclip.evaluation.heldout import predict, read_held_out
 from unclip.evaluation.real_pictures import decode_all, read_encoded
 from unclip.evaluation.report import evaluate, evaluate_inputs
 from unclip.files import UnclipError
 from unclip.layout import Paths
+from unclip.training.decoder import DecoderStageConfig, train_decoder
 
 LADDER = [
     "true embedding", "diffusion x1", "diffusion best of 2", "linear", "text embedding as image embedding", "image of the nearest training caption",
@@ -182,8 +184,7 @@ def test_a_second_run_gives_the_same_numbers(evaluated: tuple[Root, dict[str, An
 
 def test_other_data_is_identified_by_clip_and_by_pixels(root: Root, tmp_path: Path) -> None:
     paths = dataclasses.replace(root.paths, report=tmp_path / "report")
-    config = dataclasses.replace(SECTION.evaluate, num_seen=0, num_manipulated=0, max_training_pictures=0)
-    evaluate(paths, root.models, root.priors, dataclasses.replace(SECTION, world="", evaluate=config))
+    evaluate(paths, root.models, root.priors, dataclasses.replace(BRIEF, world=""))
     report = read(paths)
     by_clip, by_pixels = report["judge"]["judges"]
     assert "also used to make the pictures" in by_clip["name"]
@@ -199,11 +200,25 @@ def test_other_data_is_identified_by_clip_and_by_pixels(root: Root, tmp_path: Pa
     assert 'id="embedding"' not in html
 
 
+def test_a_decoder_of_text_embeddings_is_judged_beside_the_other(root: Root, tmp_path: Path) -> None:
+    paths = dataclasses.replace(root.paths, report=tmp_path / "report")
+    section = dataclasses.replace(BRIEF, evaluate=dataclasses.replace(BRIEF.evaluate, text_decoder="text"))
+    with pytest.raises(UnclipError, match=r"expected the finished result of .*decoder/text"):
+        evaluate(paths, root.models, root.priors, section)
+    network = DecoderConfig(unet=UNET, context_width=16, embedding="text")
+    train_decoder(paths.shards, paths.embeddings, paths.decoder.with_name("text"), DecoderStageConfig(network=network, training=training(), run="text"))
+    manifest = evaluate(paths, root.models, root.priors, section)
+    assert "text decoder" in manifest.inputs
+    rows = {row["name"]: row for row in read(paths)["ladder"]["rows"]}
+    assert rows["decoder trained on text embeddings"]["splits"]["all held out"]["closed"] is None
+    assert "decoder trained on text embeddings" in (paths.report / "index.html").read_text()
+
+
 def test_one_held_out_row_and_one_candidate_are_enough(root: Root, tmp_path: Path) -> None:
     paths = dataclasses.replace(root.paths, report=tmp_path / "report")
-    config = dataclasses.replace(SECTION.evaluate, num_captions=1, num_pictures=1, num_shown=1)
+    config = dataclasses.replace(BRIEF.evaluate, num_manipulated=1, num_seen=1, num_captions=1, num_pictures=1, num_shown=1)
     for world in ("shapes", ""):
-        section = dataclasses.replace(SECTION, world=world, evaluate=config, generate=dataclasses.replace(SECTION.generate, num_candidates=1))
+        section = dataclasses.replace(BRIEF, world=world, evaluate=config, generate=dataclasses.replace(SECTION.generate, num_candidates=1))
         paths = dataclasses.replace(root.paths, report=tmp_path / f"report-{world}")
         evaluate(paths, root.models, root.priors, section)
         report = read(paths)

@@ -41,7 +41,9 @@ def test_the_ways_are_those_asked_for_in_the_order_of_the_tables() -> None:
 def decoder_of(embedding: Literal["image", "text"], unet: UNetConfig = UNET) -> Decoder:
     torch.manual_seed(7)
     decoder = Decoder(DecoderConfig(unet=unet, context_width=16, embedding=embedding), emb_width=16, text_width=16).eval()
-    torch.nn.init.normal_(decoder.unet.out[-1].weight, std=0.05)  # type: ignore[index, arg-type, union-attr]
+    for module in decoder.modules():  # what begins at zero would hide every condition
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear) and not module.weight.any():
+            torch.nn.init.normal_(module.weight, std=0.2)
     return decoder
 
 

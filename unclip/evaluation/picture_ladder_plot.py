@@ -56,7 +56,7 @@ def _draw_bars(axes: Axes, ladder: Mapping[str, Any], split: str, places: list[f
     axes.set_ylim(places[-1] + 0.6, -0.6)  # the first row on top, in every panel
     axes.set_xlim(0.0, 1.0)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.set_title(split, color=INK, fontsize=10)
+    axes.set_title(split, color=INK, fontsize=10, parse_math=False)
     axes.set_xlabel(f"{ladder['metric'].replace('_', ' ')}, {found[0]['number']} pictures", color=INK, fontsize=9)
     dress(axes)
     for place, (before, row) in zip(places[1:], pairwise(ladder["rows"]), strict=True):

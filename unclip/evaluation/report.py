@@ -18,7 +18,7 @@ from PIL import Image
 from unclip.clip import Clip
 from unclip.data.index import Index, open_index
 from unclip.data.manifest import Manifest, Stage, identity, versions
-from unclip.decoder import load_decoder
+from unclip.decoder import Decoder, load_decoder
 from unclip.evaluation import clip, counts, curves, ladder_plot, page, prior, sweeps
 from unclip.evaluation.config import EvaluateSection, evaluate_inputs, text_decoder_folder
 from unclip.evaluation.headline import headline
@@ -53,8 +53,9 @@ def evaluate(paths: Paths, models: Models, priors: Mapping[PriorKind, Prior], se
     seed, config = section.generate.seed, section.evaluate
     manifests, index = counts.read_manifests(paths), open_index(paths.index)
     splits = read_held_out(paths.embeddings, config, seed=seed)
+    text_decoder = text_decoder_of(paths, models, section)
     predictions, measured = measure_priors(paths, splits, models.clip, priors, index, section)
-    made = make_all(paths, splits, predictions, models, priors, section)
+    made = make_all(paths, splits, predictions, models, text_decoder, priors, section)
     of_pictures, copies = measure_pictures(paths, made, splits, models.clip, index, section)
     manipulated = None
     if made.originals:
@@ -65,6 +66,7 @@ def evaluate(paths: Paths, models: Models, priors: Mapping[PriorKind, Prior], se
     report: dict[str, Any] = {
         "title": paths.root.name,
         "world": section.world,
+        "targets": of_pictures.pop("targets"),  # first, since what shows a report in short takes its beginning
         "counts": counts.measure_counts(manifests, paths.embeddings),
         "clip": clip.measure_clip(splits, world=section.world, seed=seed),
         **measured,
@@ -96,19 +98,29 @@ def evaluate(paths: Paths, models: Models, priors: Mapping[PriorKind, Prior], se
     return stage.finish(counts={"rows_in": captions, "kept": captions, "rejected": {}, "pictures": made_pictures}, digest=fingerprint(digested))
 
 
-def make_all(
-    paths: Paths, splits: Sequence[HeldOut], predictions: Sequence[Predictions], models: Models, priors: Mapping[PriorKind, Prior], section: EvaluateSection
-) -> Made:
-    """Every picture that is measured: the first captions of each held-out split, and some of training, in all ways.
+def text_decoder_of(paths: Paths, models: Models, section: EvaluateSection) -> Decoder | None:
+    """The decoder that was trained on text embeddings, None where the config names none.
 
     Raises:
-        UnclipError: a decoder was trained on the wrong embedding, or a row has no picture.
+        UnclipError: it has not finished, or a decoder is not of the embedding that it should be.
     """
-    config, generate = section.evaluate, section.generate
-    text_decoder = None
+    config, text_decoder = section.evaluate, None
     if config.text_decoder:
         text_decoder = load_decoder(last_checkpoint(text_decoder_folder(paths, config), "decoder"), device=str(models.clip.device))
     check_decoders(models.decoder, text_decoder)
+    return text_decoder
+
+
+def make_all(
+    paths: Paths, splits: Sequence[HeldOut], predictions: Sequence[Predictions], models: Models, text_decoder: Decoder | None,
+    priors: Mapping[PriorKind, Prior], section: EvaluateSection,
+) -> Made:  # fmt: skip
+    """Every picture that is measured: the first captions of each held-out split, and some of training, in all ways.
+
+    Raises:
+        UnclipError: a row has no picture.
+    """
+    config, generate = section.evaluate, section.generate
     asked, predicted = [first_rows(held, config.num_pictures) for held in splits], list(predictions)
     keys = [held.test.keys for held in splits]
     if config.num_seen:
