@@ -42,7 +42,7 @@ class GenerateConfig:
         prior: how the prior is sampled.
         decoder_steps, sampler, eta: of the decoder.
         guidance_scale: of the decoder; one number for embedding and caption together, or one for each of them. 1.0 is none.
-        condition_noise: level of noise on the image embedding, in [0, 1000], that a decoder trained for it is told.
+        condition_noise: level of noise on the image embedding, which a decoder that was trained for it is told.
         batch_size: pictures that a GPU makes at once.
         upsampler: how the upsamplers are sampled.
     """
@@ -64,6 +64,8 @@ class GenerateConfig:
         for name in ("num_candidates", "decoder_steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
         if not 0 <= self.condition_noise <= MAX_CONDITION_NOISE:
             raise ValueError(f"condition_noise must be in [0, {MAX_CONDITION_NOISE}], got {self.condition_noise}")
         if self.sampler == "analytic":
@@ -159,8 +161,10 @@ def decoder_denoiser(
     Raises:
         UnclipError: a scale for the caption where the decoder sees none, or condition noise that it was not trained for.
     """
-    if config.condition_noise and not decoder.config.condition_noise:
-        raise UnclipError(f"this decoder was trained without condition_noise; expected generate.condition_noise 0, got {config.condition_noise}")
+    if config.condition_noise > decoder.config.condition_noise:
+        raise UnclipError(
+            f"this decoder was trained with condition_noise up to {decoder.config.condition_noise}; expected no more, got {config.condition_noise}"
+        )
     scales = config.guidance_scales
     if scales[0] != scales[1] and not decoder.config.sees_text:
         raise UnclipError(f"this decoder sees no caption; expected one generate.guidance_scale, got {scales}")
@@ -235,8 +239,23 @@ def numbers_of(captions: Sequence[str]) -> list[int]:
     return numbers
 
 
+def check_prior(models: Models) -> None:
+    """Refuses a prior before a decoder that does not want its embeddings.
+
+    Raises:
+        UnclipError: the decoder draws from text embeddings, and there is a prior.
+    """
+    if models.decoder.config.embedding == "text" and models.prior is not None:
+        raise UnclipError("this decoder draws from the caption's own embedding, so that a prior has no place; give --prior none")
+
+
 def generate(models: Models, captions: Sequence[str], config: GenerateConfig, *, label: str = "generate") -> Generated:
-    """One picture for every caption in the list; give a caption several times for several pictures of it."""
+    """One picture for every caption in the list; give a caption several times for several pictures of it.
+
+    Raises:
+        UnclipError: the settings do not fit the decoder, or the prior (`check_prior`).
+    """
+    check_prior(models)
     made: list[Generated] = []
     numbers = numbers_of(captions)
     with progress(label, len(captions), unit="picture") as bar:

@@ -245,7 +245,7 @@ def _join(shards: Path, store: Path, split: str, config: PictureConfig) -> Joine
             has = np.flatnonzero(at >= 0)
             unembedded += len(index) - int((find(index, held["key"]) >= 0).sum())
             missing += len(wanted) - len(has)
-            chosen[name] = index.take(at[has])
+            chosen[name] = index.drop_columns("key").take(at[has])
             store_rows.append(begin + has)
             may_flip.append(flippable(wanted["caption"].take(has).to_pylist(), config.unflipped) if config.flip else np.zeros(len(has), bool))
             begin += len(wanted)
