@@ -99,6 +99,6 @@ def test_decoders_of_the_wrong_embedding_or_size_are_refused() -> None:
         check_decoders(text, None)
     with pytest.raises(UnclipError, match=r"evaluate.text_decoder must name a run"):
         check_decoders(image, image)
-    larger = UNetConfig(image_size=32, channels=16, channel_mult=(1, 2), depth=1, attention_sizes=(8,), head_width=8)
+    larger = UNetConfig(image_size=32, channels=16, channel_mult=(1, 2), depth=1, attention_sizes=(16,), head_width=8)
     with pytest.raises(UnclipError, match=r"32 pixels.*16"):
         check_decoders(image, decoder_of("text", larger))
