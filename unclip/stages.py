@@ -159,7 +159,7 @@ STAGES: Mapping[str, Stage] = {
         does="generates from held-out captions, measures, and writes the report",
         folder=lambda paths: paths.report,
         section=_evaluate_section,
-        inputs=lambda config, paths: evaluate_inputs(paths),
+        inputs=lambda config, paths: evaluate_inputs(paths, config.evaluate),
         run=_run_evaluate,
     ),
 }

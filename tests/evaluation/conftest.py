@@ -1,5 +1,6 @@
 """A small root that every stage was really run in: a tiny shapes world, and models trained for three steps."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,8 +35,23 @@ UNET = UNetConfig(image_size=SIDE, channels=16, channel_mult=(1, 2), depth=1, at
 SECTION = EvaluateSection(
     world="shapes",
     prior="diffusion",
-    evaluate=EvaluateConfig(num_captions=4, num_pictures=3, num_shown=2, batch_size=2, sweep_guidance=(1.0, 2.0), sweep_steps=(2, 4)),
+    evaluate=EvaluateConfig(
+        num_captions=4,
+        num_pictures=3,
+        num_seen=2,
+        num_shown=2,
+        batch_size=2,
+        sweep_guidance=(1.0, 2.0),
+        sweep_steps=(2, 4),
+        judge_steps=2,
+        num_manipulated=2,
+        manipulation_steps=(1, 2),
+    ),
     generate=GenerateConfig(prior=PriorSampling(num_steps=3), decoder_steps=2),
+)
+# the same without what is not asked about
+BRIEF = dataclasses.replace(
+    SECTION, evaluate=dataclasses.replace(SECTION.evaluate, num_seen=0, rungs=(), judge_steps=0, num_manipulated=0, max_training_pictures=0)
 )
 
 

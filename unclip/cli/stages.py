@@ -33,6 +33,7 @@ def _show_results(config: "RunConfig") -> None:
     from unclip.stages import paths_of
 
     report = paths_of(config).report
+    _show_quality(report)
     console.print(f"pictures: [bold]{report / 'grid.png'}[/]\nreport:   [bold]{report / 'index.html'}[/]", highlight=False)
 
 
@@ -87,7 +88,22 @@ def work_on(name: str, config: "RunConfig", dry_run: bool, section: Any = None) 
         remember(config)
         used = config if section is None else dataclasses.replace(config, **{name: section})
         manifest, worked = run_stage(name, used)
+    if name == "evaluate":
+        from unclip.stages import paths_of
+
+        _show_quality(paths_of(config).report)
     _show_stage(name, config, manifest, worked)
+
+
+def _show_quality(report: Path) -> None:
+    """The ladder of pictures, and the targets that the project has set itself."""
+    from unclip.evaluation.summary import ladder_table, targets_table
+    from unclip.files import read_json
+
+    found = read_json(report / "report.json")
+    console.print(ladder_table(found))
+    if (targets := targets_table(found)) is not None:
+        console.print(targets)
 
 
 def _show_stage(name: str, config: "RunConfig", manifest: "Manifest", worked: bool) -> None:
