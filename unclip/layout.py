@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+CURATED, SELECTED = "_curated", "_selected"  # beside the parts that they speak of; Arrow and pandas pass over names that begin so
+
 
 @dataclass(frozen=True)
 class Paths:
@@ -12,8 +14,10 @@ class Paths:
     world: Path
     source: Path
     shards: Path
+    curated: Path
     clip: Path
     embeddings: Path
+    selected: Path
     index: Path
     prior: Path
     decoder: Path
@@ -27,8 +31,10 @@ def lay_out(root: Path, *, clip: str, prior: str, decoder: str) -> Paths:
         world=root / "world",
         source=root / "source",
         shards=root / "shards",
+        curated=root / "shards" / CURATED,
         clip=root / "clip" / clip,
         embeddings=root / "embeddings" / clip,
+        selected=root / "embeddings" / clip / SELECTED,
         index=root / "index" / clip,
         prior=root / "prior" / prior,
         decoder=root / "decoder" / decoder,

@@ -10,14 +10,17 @@ import torch
 
 from unclip.clip import load_clip
 from unclip.config import RunConfig
+from unclip.data.curate import curate, curate_inputs
 from unclip.data.download import download, download_inputs
 from unclip.data.embed import embed, embed_inputs
 from unclip.data.index import build_index, index_inputs
 from unclip.data.manifest import Manifest, finished_manifest, is_current
+from unclip.data.select import select, select_inputs
 from unclip.data.source import SourceConfig, build_source, source_inputs
 from unclip.data.verify import Fault, discard, verify
 from unclip.decoder import load_decoder
 from unclip.evaluation.config import EvaluateSection, evaluate_inputs
+from unclip.evaluation.duplicates import draw_clusters, is_drawn
 from unclip.files import UnclipError, exclusive
 from unclip.generate import Models
 from unclip.layout import Paths, lay_out
@@ -78,6 +81,27 @@ def _run_source(config: RunConfig, paths: Paths) -> Manifest:
     return build_source(paths.source, _source_section(config))
 
 
+def _after(stage: str, paths: Paths, inputs: Mapping[str, str]) -> Mapping[str, str]:
+    """The inputs of a stage that goes by what another one kept.
+
+    Raises:
+        UnclipError: that one has not finished.
+    """
+    finished_manifest(STAGES[stage].folder(paths), stage)
+    return inputs
+
+
+def _clip_inputs(config: RunConfig, paths: Paths) -> Mapping[str, str]:
+    inputs = clip_inputs(paths.shards, config.clip)
+    return inputs if config.clip.model else _after("curate", paths, inputs)  # a published CLIP reads no shard
+
+
+def _run_select(config: RunConfig, paths: Paths) -> Manifest:
+    manifest = select(paths.embeddings, config.select)
+    draw_clusters(paths.shards, paths.selected)
+    return manifest
+
+
 def _evaluate_section(config: RunConfig) -> EvaluateSection:
     world = "" if config.world is None else config.world.name
     return EvaluateSection(world=world, prior=config.prior.kinds[0], evaluate=config.evaluate, generate=config.generate)
@@ -105,11 +129,18 @@ STAGES: Mapping[str, Stage] = {
         inputs=lambda config, paths: download_inputs(paths.source),
         run=lambda config, paths: download(paths.source, paths.shards, config.download),
     ),
+    "curate": Stage(
+        does="drops rows by rules that need no model: duplicates, small pictures, captions that say nothing",
+        folder=lambda paths: paths.curated,
+        section=lambda config: config.curate,
+        inputs=lambda config, paths: curate_inputs(paths.shards),
+        run=lambda config, paths: curate(paths.source, paths.shards, config.curate),
+    ),
     "clip": Stage(
         does="trains a small CLIP on the shards, or takes one from open_clip",
         folder=lambda paths: paths.clip,
         section=lambda config: config.clip,
-        inputs=lambda config, paths: clip_inputs(paths.shards, config.clip),
+        inputs=_clip_inputs,
         run=lambda config, paths: make_or_import_clip(paths.shards, paths.clip, config.clip),
         parts_done=lambda config, paths: clip_is_trained(paths.clip, config.clip),
     ),
@@ -117,21 +148,29 @@ STAGES: Mapping[str, Stage] = {
         does="embeds pictures and captions into the Parquet store",
         folder=lambda paths: paths.embeddings,
         section=lambda config: config.embed,
-        inputs=lambda config, paths: embed_inputs(paths.shards, paths.clip),
+        inputs=lambda config, paths: _after("curate", paths, embed_inputs(paths.shards, paths.clip)),
         run=lambda config, paths: embed(paths.shards, paths.clip, paths.embeddings, config.embed, device=device_of(config)),
+    ),
+    "select": Stage(
+        does="drops rows by their embeddings: unlike pairs, near duplicates, and what leaks from training to evaluation",
+        folder=lambda paths: paths.selected,
+        section=lambda config: config.select,
+        inputs=lambda config, paths: select_inputs(paths.embeddings),
+        run=_run_select,
+        parts_done=lambda config, paths: is_drawn(paths.selected),
     ),
     "index": Stage(
         does="builds the FAISS index and measures its recall",
         folder=lambda paths: paths.index,
         section=lambda config: config.index,
-        inputs=lambda config, paths: index_inputs(paths.embeddings),
+        inputs=lambda config, paths: _after("select", paths, index_inputs(paths.embeddings)),
         run=lambda config, paths: build_index(paths.embeddings, paths.index, config.index),
     ),
     "prior": Stage(
         does="trains the priors: caption to CLIP image embedding",
         folder=lambda paths: paths.prior,
         section=lambda config: family_of(config.prior),
-        inputs=lambda config, paths: prior_inputs(paths.embeddings),
+        inputs=lambda config, paths: _after("select", paths, prior_inputs(paths.embeddings)),
         run=lambda config, paths: train_priors(paths.embeddings, paths.prior, config.prior),
         parts_done=lambda config, paths: priors_are_current(paths.embeddings, paths.prior, config.prior),
     ),
@@ -139,7 +178,7 @@ STAGES: Mapping[str, Stage] = {
         does="trains the decoder: CLIP image embedding and caption to picture",
         folder=lambda paths: paths.decoder,
         section=lambda config: config.decoder,
-        inputs=lambda config, paths: decoder_inputs(paths.shards, paths.embeddings),
+        inputs=lambda config, paths: _after("select", paths, decoder_inputs(paths.shards, paths.embeddings)),
         run=lambda config, paths: train_decoder(paths.shards, paths.embeddings, paths.decoder, config.decoder),
         parts_done=lambda config, paths: decoder_is_trained(paths.decoder, config.decoder),
     ),
@@ -163,6 +202,7 @@ def run_stage(name: str, config: RunConfig) -> tuple[Manifest, bool]:
     with exclusive(paths.root):
         if is_done(name, config):
             return finished_manifest(stage.folder(paths), name), False
+        stage.inputs(config, paths)  # a stage that comes before its turn says so before it begins
         return stage.run(config, paths), True
 
 
@@ -212,10 +252,15 @@ def repair_data(config: RunConfig) -> list[Fault]:
     with exclusive(paths.root):
         faults = verify(paths.shards, paths.embeddings, paths.clip)
         discard(faults, paths.shards, paths.embeddings)
-        if any(fault.stage == "download" for fault in faults):
+        at_fault = {fault.stage for fault in faults}
+        if "download" in at_fault:
             STAGES["download"].run(config, paths)
-        if faults:
+        if at_fault & {"download", "curate"}:
+            STAGES["curate"].run(config, paths)
+        if at_fault & {"download", "curate", "embed"}:
             STAGES["embed"].run(config, paths)
+        if faults:
+            STAGES["select"].run(config, paths)
             if left := verify(paths.shards, paths.embeddings, paths.clip):
                 raise UnclipError(f"{len(left)} parts are still at fault, the first is {left[0].part} ({left[0].what}); remove {paths.root} and run again")
     return faults

@@ -17,8 +17,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.lib import format as npy
 
-from unclip.data.manifest import finished_manifest
-from unclip.data.store import Pairs, Ragged, emb_width, flat_states, has_text_tokens, iter_batches, offsets_of, read_pairs, require_columns, text_width
+from unclip.data.store import (
+    Pairs,
+    Ragged,
+    emb_width,
+    flat_states,
+    has_text_tokens,
+    iter_batches,
+    offsets_of,
+    read_pairs,
+    require_columns,
+    rows_digest,
+    text_width,
+)
 from unclip.files import UnclipError, read_json, remove_leftovers, replacing, write_json
 
 Reading = Literal["cache", "store"]
@@ -43,7 +54,7 @@ def open_pairs(store: Path, *, split: str, text_tokens: bool, reading: Reading =
     if reading == "store":
         return read_pairs(store, split=split, text_tokens=text_tokens)
     require_columns(store, ["text_tokens"] if text_tokens else [])
-    digest = finished_manifest(store, "embed").digest
+    digest = rows_digest(store)
     folder = store / FOLDER / split
     try:
         with _only_builder(folder.parent):

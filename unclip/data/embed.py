@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
@@ -26,9 +25,9 @@ from torch.nn import functional as F
 
 from unclip.clip import Clip, TextFeatures, load_clip, preprocess_of
 from unclip.data import stats
-from unclip.data.contracts import SHARD, embedding_schema, read_table
+from unclip.data.contracts import embedding_schema
 from unclip.data.manifest import Manifest, Part, Stage, finished_manifest, identity, read_part, runtime
-from unclip.data.shards import read_shard
+from unclip.data.shards import curated_part, kept_rows, read_shard, shards_digest
 from unclip.files import UnclipError, fingerprint, remove_leftovers, replacing
 from unclip.progress import Bar, progress
 
@@ -58,7 +57,7 @@ class EmbedConfig:
 
 def embed_inputs(shards: Path, clip: Path) -> dict[str, str]:
     """What the stage would read today."""
-    return {"shards": finished_manifest(shards, "download").digest, "clip": finished_manifest(clip, "clip").digest}
+    return {"shards": shards_digest(shards), "clip": finished_manifest(clip, "clip").digest}
 
 
 def embed(shards: Path, clip_folder: Path, out: Path, config: EmbedConfig, *, device: str = "cpu") -> Manifest:
@@ -90,10 +89,11 @@ def embed(shards: Path, clip_folder: Path, out: Path, config: EmbedConfig, *, de
 
 
 def _finished_shard(shards: Path, name: str) -> Part:
+    """The record of a shard, of what `curate` left of it where it has been there."""
     part = read_part(shards, name)
     if part is None:
         raise UnclipError(f"{shards / name}.tar has no record {name}.json, so it is not known to be whole; run `unclip download` again")
-    return part
+    return curated_part(shards, part)
 
 
 def _refuse_other_clip(out: Path, clip_folder: Path, digest: str) -> None:
@@ -134,8 +134,7 @@ def _embed_shard(
     stage: Stage, source: Part, shards: Path, clip: Clip, config: EmbedConfig, made_from: str, submit: Callable[[list[bytes]], Future[np.ndarray]], bar: Bar
 ) -> Part:
     started = time.monotonic()
-    listed = read_table(shards / f"{source.name}.parquet", SHARD)
-    kept = listed.filter(pc.equal(listed["status"], "kept"))
+    kept = kept_rows(shards / f"{source.name}.tar")
     samples = list(read_shard(shards / f"{source.name}.tar"))
     if [sample.key for sample in samples] != kept["key"].to_pylist():
         raise UnclipError(
@@ -159,7 +158,7 @@ def _embed_shard(
     return stage.record_part(
         source.name,
         made_from=made_from,
-        rows_in=source.kept,
+        rows_in=len(kept),
         kept=len(table),
         rejected={},
         files=[f"{source.name}.parquet"],

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unclip.data.manifest import Manifest, Stage, finished_manifest
-from unclip.data.store import emb_width, iter_batches
+from unclip.data.store import emb_width, iter_batches, num_rows, rows_digest
 from unclip.files import UnclipError, remove_leftovers, replacing, sha256_file, write_json
 from unclip.progress import progress
 
@@ -35,7 +35,7 @@ class IndexConfig:
 
 def index_inputs(store: Path) -> dict[str, str]:
     """What the stage would read today."""
-    return {"embeddings": finished_manifest(store, "embed").digest}
+    return {"embeddings": rows_digest(store)}
 
 
 def build_index(store: Path, out: Path, config: IndexConfig) -> Manifest:
@@ -48,7 +48,7 @@ def build_index(store: Path, out: Path, config: IndexConfig) -> Manifest:
     remove_leftovers(out)
     index = faiss.IndexFlatIP(emb_width(store))
     keys: list[pa.Table] = []
-    rows = finished_manifest(store, "embed").counts["kept"]
+    rows = num_rows(store)
     with progress("index", rows, unit="vector") as bar:
         for batch in iter_batches(store, [*KEY_COLUMNS, "image_emb"]):
             index.add(normalised(batch["image_emb"]))

@@ -48,7 +48,7 @@ def join_shards(shards_folder: Path, store: Path, *, image_size: int, split: str
     """
     pairs = read_pairs(store, split=split, text_tokens=text_tokens)
     row_of = {key: row for row, key in enumerate(pairs.keys)}
-    others = _keys_of_other_splits(store, split)
+    embedded = _all_keys(store)
     pictures = np.zeros((len(pairs), image_size, image_size, 3), np.uint8)
     found = np.zeros(len(pairs), bool)
     unembedded = 0
@@ -60,7 +60,7 @@ def join_shards(shards_folder: Path, store: Path, *, image_size: int, split: str
                 if row is not None:
                     pictures[row] = shards.decode(sample.image, image_size)
                     found[row] = True
-                elif sample.key not in others:
+                elif sample.key not in embedded:
                     unembedded += 1
                 bar.advance()
     rows = np.flatnonzero(found)
@@ -79,8 +79,9 @@ def _kept(path: Path) -> int:
     return part.kept
 
 
-def _keys_of_other_splits(store: Path, split: str) -> set[str]:
-    return {str(key) for batch in iter_batches(store, ["key", "split"]) for key in batch["key"][batch["split"] != split]}
+def _all_keys(store: Path) -> set[str]:
+    """Those of other splits, and of rows that `select` dropped, too."""
+    return {str(key) for batch in iter_batches(store, ["key"], selected=False) for key in batch["key"]}
 
 
 class EpochOrder:

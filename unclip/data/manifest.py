@@ -31,8 +31,13 @@ def runtime(default: Any) -> Any:
 def identity(config: Any) -> dict[str, Any]:
     """The settings of a config dataclass that decide what a stage makes: all but the `runtime` ones."""
     chosen = (f for f in dataclasses.fields(config) if not f.metadata.get("runtime"))
-    values = ((f.name, getattr(config, f.name)) for f in chosen)
-    return {name: identity(value) if dataclasses.is_dataclass(value) else value if not isinstance(value, tuple) else list(value) for name, value in values}
+    return {f.name: _plain(getattr(config, f.name)) for f in chosen}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(entry) for entry in value]
+    return identity(value) if dataclasses.is_dataclass(value) else value
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from unclip.data.manifest import finished_manifest, runtime
+from unclip.data.store import rows_digest
 from unclip.generate import GenerateConfig
 from unclip.layout import Paths
 from unclip.prior.condition import PriorKind
@@ -67,6 +68,7 @@ def evaluate_inputs(paths: Paths) -> dict[str, str]:
     Raises:
         UnclipError: an earlier stage has not finished.
     """
-    folders = {"shards": ("download", paths.shards), "embeddings": ("embed", paths.embeddings), "index": ("index", paths.index)}
+    folders = {"shards": ("download", paths.shards), "index": ("index", paths.index)}
     folders |= {"clip": ("clip", paths.clip), "prior": ("prior", paths.prior), "decoder": ("decoder", paths.decoder)}
-    return {name: finished_manifest(folder, stage).digest for name, (stage, folder) in folders.items()}
+    digests = {name: finished_manifest(folder, stage).digest for name, (stage, folder) in folders.items()}
+    return digests | {"embeddings": rows_digest(paths.embeddings)}

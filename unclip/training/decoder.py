@@ -11,13 +11,12 @@ from torch import Tensor, nn
 from unclip import checkpoint
 from unclip.data.loader import as_pixels, batches_of, join_shards, padded_states
 from unclip.data.manifest import Manifest, finished_manifest
-from unclip.data.stats import STATS
-from unclip.data.store import emb_width, text_width
+from unclip.data.stats import read_stats
+from unclip.data.store import emb_width, rows_digest, text_width
 from unclip.decoder import Decoder, DecoderCondition, DecoderConfig
 from unclip.diffusion.loss import StepSampling, min_snr_weight, steps_at
 from unclip.diffusion.process import add_noise, target
 from unclip.diffusion.schedule import make_schedule
-from unclip.files import read_json
 from unclip.training.config import TrainingConfig
 from unclip.training.draws import Draws
 from unclip.training.loop import train
@@ -59,7 +58,7 @@ class DecoderStageConfig:
 
 def decoder_inputs(shards: Path, store: Path) -> dict[str, str]:
     """What the stage would read today."""
-    return {"shards": finished_manifest(shards, "download").digest, "embeddings": finished_manifest(store, "embed").digest}
+    return {"shards": finished_manifest(shards, "download").digest, "embeddings": rows_digest(store)}
 
 
 def decoder_is_trained(run: Path, config: DecoderStageConfig) -> bool:
@@ -86,7 +85,7 @@ def _fit(shards: Path, store: Path, run: Path, config: DecoderStageConfig) -> tu
     image_emb = torch.from_numpy(pairs.image_emb.astype(np.float32))
     torch.manual_seed(config.training.seed)
     model = Decoder(config.network, emb_width=emb_width(store), text_width=text_width(store))
-    stats = read_json(store / STATS)["image_emb"]
+    stats = read_stats(store)["image_emb"]
     model.emb_mean.copy_(torch.tensor(stats["mean"]))
     model.emb_std.copy_(torch.tensor(stats["std"]))
     model = model.to(memory_format=torch.channels_last)
