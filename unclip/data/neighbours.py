@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -84,10 +85,7 @@ def find_links(read: Read, is_new: np.ndarray, num: int, width: int, search: Sea
 
 def components(num: int, links: np.ndarray) -> np.ndarray:
     """(num,) int64: for each row the smallest row that hangs together with it by links (m, 2)."""
-    ones = np.ones(len(links), np.int8)
-    _, label = connected_components(coo_matrix((ones, (links[:, 0], links[:, 1])), shape=(num, num)), directed=False)
-    _, first = np.unique(label, return_index=True)
-    return first[label].astype(np.int64)
+    return _firsts(coo_matrix((np.ones(len(links), np.int8), (links[:, 0], links[:, 1])), shape=(num, num)))
 
 
 def _centroids(read: Read, num: int, width: int, num_cells: int, scratch: Path) -> np.ndarray:
@@ -144,7 +142,7 @@ def _links_of_cell(rows: np.ndarray, vectors: np.ndarray, visitors: np.ndarray, 
         _neighbour_links(among, np.flatnonzero(new), stored, threshold),
         _neighbour_links(among, np.flatnonzero(~new), stored[new[: len(rows)]], threshold),
     ]
-    return everyone[_spanning(len(everyone), np.concatenate(links))]
+    return _to_first(everyone, components(len(everyone), np.concatenate(links)))
 
 
 def _neighbour_links(vectors: np.ndarray, queries: np.ndarray, stored: np.ndarray, threshold: float) -> np.ndarray:
@@ -158,17 +156,22 @@ def _neighbour_links(vectors: np.ndarray, queries: np.ndarray, stored: np.ndarra
     for start in range(0, len(queries), QUERIES_AT_ONCE):
         chunk = queries[start : start + QUERIES_AT_ONCE]
         limits, _, places = index.range_search(vectors[chunk], radius)
-        pairs = np.stack([np.repeat(chunk, np.diff(limits.astype(np.int64))), stored[places]], axis=1)
-        found.append(_spanning(len(vectors), pairs[pairs[:, 0] != pairs[:, 1]]))
+        # the graph of the chunk and all that is stored, whose row r names the neighbours of query r
+        names = np.concatenate([chunk, stored])
+        begins = np.concatenate([limits, np.full(len(stored), limits[-1])]).astype(np.int64)
+        graph = csr_matrix((np.ones(len(places), np.int8), places + len(chunk), begins), shape=(len(names), len(names)))
+        found.append(_to_first(names, _firsts(graph)))
     return np.concatenate(found)
 
 
-def _spanning(num: int, pairs: np.ndarray) -> np.ndarray:
-    """As few links as hold together what pairs (m, 2) of numbers below `num` hold together."""
-    touched, places = np.unique(pairs, return_inverse=True)
-    places = places.reshape(-1, 2)
-    graph = csr_matrix((np.ones(len(places), np.int8), (places[:, 0], places[:, 1])), shape=(len(touched), len(touched)))
+def _firsts(graph: Any) -> np.ndarray:
+    """(n,) the first node of each node's component in a sparse (n, n) graph."""
     _, label = connected_components(graph, directed=False)
     _, first = np.unique(label, return_index=True)
-    links = np.stack([touched, touched[first[label]]], axis=1) if len(touched) else np.zeros((0, 2), np.int64)
+    return first[label].astype(np.int64)
+
+
+def _to_first(names: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """Links (m, 2) from the name of each node (n,) to that of the first (n,) of its component, but not to itself."""
+    links = np.stack([names, names[first]], axis=1)
     return links[links[:, 0] != links[:, 1]].astype(np.int64)
