@@ -63,7 +63,8 @@ def test_counts_add_up_over_all_stages(root: Path) -> None:
 
 # what a kill waits for: the stage has begun to leave something, and is not yet done
 BEGUN = {
-    "source": "manifest.json", "download": "00000.tar", "clip": "training/step-*", "embed": "00000.parquet", "index": "manifest.json",
+    "source": "manifest.json", "download": "00000.tar", "curate": "00000.parquet", "clip": "training/step-*", "embed": "00000.parquet",
+    "select": "rows.parquet", "index": "manifest.json",
     "prior": "diffusion/step-*", "decoder": "step-*", "evaluate": "manifest.json",
 }  # fmt: skip
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 RESULTS = Path(__file__).parent / "results"
-BENCHMARKS = ("prior",)  # each a module here with `run(peers, out, console)`, and a list of its peers in peers/NAME.txt
+BENCHMARKS = ("curate", "prior")  # each a module here with `run(peers, out, console)`; peers/NAME.txt lists what it compares with
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """What the rules on embeddings decide, on rows written by hand: limits of similarity, and clusters on both sides of a split."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from unclip.data.verdicts import CROSSING, KEPT, LOW, UNDECIDED, Verdicts, drop_low, part_splits, priority, similarity_limit
@@ -11,10 +12,10 @@ SPLITS = ["train", "heldout", "other"]
 def make(split: list[int], *, status: list[int] | None = None, similarity: list[float] | None = None, side: list[int] | None = None) -> Verdicts:
     num = len(split)
     return Verdicts(
-        keys=np.array([f"{row:05d}" for row in range(num)], object), splits=list(SPLITS), came=np.array(split), split=np.array(split),
+        keys=pa.array([f"{row:05d}" for row in range(num)]), splits=list(SPLITS), came=np.array(split), split=np.array(split),
         similarity=np.array(similarity or [0.5] * num, np.float32), side=np.array(side or [64] * num),
         status=np.array(status or [UNDECIDED] * num, np.int8), value=np.full(num, np.nan), limit=np.full(num, np.nan),
-        other=np.full(num, None, object), cluster=np.full(num, -1),
+        other=np.full(num, -1), cluster=np.full(num, -1),
     )  # fmt: skip
 
 

@@ -51,7 +51,9 @@ def test_the_stage_leaves_every_file_and_every_section(evaluated: tuple[Root, di
     assert manifest.inputs == evaluate_inputs(root.paths)
     assert manifest.counts["pictures"] == 6
     assert set(report["prior"]) == set(report["clip"]) == {"heldout-pair", "heldout-scene"}
-    assert [stage["stage"] for stage in report["stages"]] == ["source", "download", "clip", "embed", "index", "prior", "decoder", "evaluate"]
+    assert [stage["stage"] for stage in report["stages"]] == [
+        "source", "download", "curate", "clip", "embed", "select", "index", "prior", "decoder", "evaluate",
+    ]  # fmt: skip
 
 
 def test_rows_of_a_real_run_add_up(evaluated: tuple[Root, dict[str, Any]]) -> None:

@@ -7,13 +7,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unclip.data.duplicates import leaders, nearest
-from unclip.data.grouped import Grouped
+from unclip.data.grouped import Grouped, runs
 from unclip.data.index import normalised
 from unclip.data.neighbours import Read, Search, components, find_links
 from unclip.data.verdicts import CROSSING, DUPLICATE, KEPT, UNDECIDED, Crossing, Verdicts, part_splits, priority
 from unclip.files import replacing
 
 CLUSTERS = "clusters.parquet"
+ROWS_AT_ONCE = 16_384  # of small clusters, together in memory
 NUM_SHOWN, NUM_KEYS = 24, 8  # examples: the largest clusters, and of each its first rows
 
 CLUSTER = pa.schema([
@@ -56,31 +57,43 @@ def _name_others(
     rows: Verdicts, cluster: np.ndarray, chosen: np.ndarray, read: Read, width: int, threshold: float, *, train: int, drop: bool, scratch: Path
 ) -> None:
     """Drops what is near to a better row of its side, and says of each dropped row which one it yielded to; cluster by cluster from disk."""
-    names, group = np.unique(cluster[chosen], return_inverse=True)
+    _, group = np.unique(cluster[chosen], return_inverse=True)
     group_of = np.full(len(rows), -1, np.int64)
     group_of[chosen] = group
-    grouped = Grouped(scratch / "clusters.bin", np.bincount(group), width=width)
+    grouped, sizes = Grouped(scratch / "clusters.bin", np.bincount(group), width=width), np.bincount(group)
     grouped.write((numbers[chosen[numbers]], vectors[chosen[numbers]], group_of[numbers[chosen[numbers]]]) for numbers, vectors in read())
-    for number in range(len(names)):
-        members, vectors = grouped.read(number)
-        unit = normalised(vectors)
-        sides = (rows.split[members] == train, rows.split[members] != train)
+    for first, count in runs(sizes, ROWS_AT_ONCE):
+        members, vectors = grouped.read(first, count)
+        unit, training = normalised(vectors), rows.split[members] == train
         stays = np.isin(rows.status[members], (KEPT, UNDECIDED))
-        for own, opposite in (sides, sides[::-1]):
-            crossing = np.flatnonzero(own & (rows.status[members] == CROSSING))
-            if len(crossing):
-                found, cosine = nearest(unit, crossing, np.flatnonzero(opposite & stays))
-                rows.drop(members[crossing], CROSSING, cosine, threshold, members[found])
+        for own, opposite in ((training, ~training), (~training, training)):
+            crossing = own & (rows.status[members] == CROSSING)
+            for number in np.unique(group_of[members[crossing]]):
+                in_group = group_of[members] == number
+                yields = np.flatnonzero(crossing & in_group)
+                found, cosine = nearest(unit, yields, np.flatnonzero(opposite & stays & in_group))
+                rows.drop(members[yields], CROSSING, cosine, threshold, members[found])
             if drop:
-                _drop_duplicates(rows, members[own & stays], unit[own & stays], threshold)
+                _drop_duplicates(rows, members[own & stays], unit[own & stays], group_of[members[own & stays]], threshold)
 
 
-def _drop_duplicates(rows: Verdicts, members: np.ndarray, unit: np.ndarray, threshold: float) -> None:
-    if len(members) < 2:
-        return
-    leader, cosine = leaders(unit, priority(rows, members), rows.status[members] == KEPT, threshold)
-    follows = np.flatnonzero(leader != np.arange(len(members)))
-    rows.drop(members[follows], DUPLICATE, cosine[follows], threshold, members[leader[follows]])
+def _drop_duplicates(rows: Verdicts, members: np.ndarray, unit: np.ndarray, group: np.ndarray, threshold: float) -> None:
+    """Drops near duplicates among some rows (m,) of whole clusters, which `group` (m,) tells apart."""
+    order = priority(rows, members)
+    order = order[np.argsort(group[order], kind="stable")]
+    members, unit, group = members[order], unit[order], group[order]
+    _, best, place, size = np.unique(group, return_index=True, return_inverse=True, return_counts=True)
+    cosine = np.einsum("ne,ne->n", unit, unit[best[place]])  # with the best row of its cluster
+    decided = np.bincount(place, rows.status[members] == KEPT)
+    is_plain = (np.bincount(place, cosine < threshold) == 0) & (decided <= 1)  # all are near to the best row, as in most clusters
+    follows = is_plain[place] & (np.arange(len(members)) != best[place])
+    rows.drop(members[follows], DUPLICATE, cosine[follows], threshold, members[best[place]][follows])
+    for number in np.flatnonzero(~is_plain):
+        part = slice(best[number], best[number] + size[number])
+        own, is_decided = members[part], rows.status[members[part]] == KEPT
+        leader, cosine_with = leaders(unit[part], np.arange(len(own)), is_decided, threshold)
+        yields = np.flatnonzero(leader != np.arange(len(own)))
+        rows.drop(own[yields], DUPLICATE, cosine_with[yields], threshold, own[leader[yields]])
 
 
 def write_clusters(out: Path, rows: Verdicts) -> None:
@@ -91,7 +104,7 @@ def write_clusters(out: Path, rows: Verdicts) -> None:
     for place in np.lexsort((names, -sizes))[:NUM_SHOWN]:
         own = members[rows.cluster[members] == names[place]]
         kept = rows.status[own] == KEPT
-        keys = rows.keys[own[np.argsort(~kept, kind="stable")][:NUM_KEYS]].tolist()
-        shown.append({"cluster": str(rows.keys[names[place]]), "rows": len(own), "kept": int(kept.sum()), "keys": keys})
+        keys = rows.keys.take(pa.array(own[np.argsort(~kept, kind="stable")][:NUM_KEYS])).to_pylist()
+        shown.append({"cluster": rows.keys[int(names[place])].as_py(), "rows": len(own), "kept": int(kept.sum()), "keys": keys})
     with replacing(out / CLUSTERS) as aside:
         pq.write_table(pa.Table.from_pylist(shown, schema=CLUSTER), aside, compression="zstd")

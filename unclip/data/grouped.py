@@ -9,6 +9,12 @@ import numpy as np
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray]  # rows (b,) int64, vectors (b, E), the group of each (b,) int64
 
 
+def runs(sizes: np.ndarray, about: int) -> list[tuple[int, int]]:
+    """Groups of these sizes (G,) in runs of about so many rows: the first group of each run, and how many groups it has."""
+    _, first, counts = np.unique(np.cumsum(sizes) // about, return_index=True, return_counts=True)
+    return list(zip(first.tolist(), counts.tolist(), strict=True))
+
+
 class Grouped:
     """Rows of vectors by group. A row may be in several groups; within one, rows are in the order in which they were written.
 
@@ -44,8 +50,8 @@ class Grouped:
         if not np.array_equal(ends, self._starts[1:]):
             raise AssertionError("the groups of vectors were given other numbers of rows than they were made for")
 
-    def read(self, group: int) -> tuple[np.ndarray, np.ndarray]:
-        """The rows (n,) of a group and their vectors (n, E)."""
-        begin, end = int(self._starts[group]), int(self._starts[group + 1])
+    def read(self, group: int, num_groups: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        """The rows (n,) of a group, or of several in order, and their vectors (n, E)."""
+        begin, end = int(self._starts[group]), int(self._starts[group + num_groups])
         entries = np.fromfile(self._path, self._dtype, end - begin, offset=begin * self._dtype.itemsize)
         return entries["row"], np.ascontiguousarray(entries["vector"])

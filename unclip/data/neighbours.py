@@ -16,14 +16,14 @@ import numpy as np
 from scipy.sparse import coo_matrix, csr_matrix
 from scipy.sparse.csgraph import connected_components
 
-from unclip.data.grouped import Grouped
+from unclip.data.grouped import Grouped, runs
 from unclip.data.index import normalised
 from unclip.files import remove, replacing
 from unclip.progress import progress
 
 Read = Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]]  # batches of rows (b,) int64 and raw vectors (b, E), the same each time
 
-QUERIES_AT_ONCE = 256  # a thousand copies of one picture make a million pairs; this bounds those in memory
+QUERIES_AT_ONCE = 512  # a thousand copies of one picture make a million pairs; this bounds those in memory
 TRAINING_ROWS_A_CELL = 64
 KMEANS_ITERATIONS = 10
 ROWS_A_LINK_FILE = 200_000  # what a kill may cost
@@ -65,7 +65,7 @@ def find_links(read: Read, is_new: np.ndarray, num: int, width: int, search: Sea
         cells = _nearest_cells(vectors, centroids, probes)
         stored += np.bincount(cells[:, 0], minlength=num_cells)
         visiting += np.bincount(cells[:, 1:].ravel(), minlength=num_cells)
-    groups = _files(stored + visiting)
+    groups = [range(first, first + count) for first, count in runs(stored + visiting, ROWS_A_LINK_FILE)]
     missing = [number for number in range(len(groups)) if not (scratch / LINKS.format(number=number)).is_file()]
     # of cell c, group 2c holds the rows that are stored there, 2c + 1 those that only look into it
     in_cells = Grouped(scratch / "cells.bin", np.stack([stored, visiting], axis=1).ravel(), width=width)
@@ -125,12 +125,6 @@ def _by_cell(read: Read, centroids: np.ndarray, probes: int) -> Iterator[tuple[n
         groups = 2 * cells
         groups[:, 1:] += 1
         yield np.repeat(rows, cells.shape[1]), np.repeat(vectors, cells.shape[1], axis=0), groups.ravel()
-
-
-def _files(sizes: np.ndarray) -> list[list[int]]:
-    """Cells in runs of about `ROWS_A_LINK_FILE` rows."""
-    file_of = np.cumsum(sizes) // ROWS_A_LINK_FILE
-    return [np.flatnonzero(file_of == number).tolist() for number in np.unique(file_of)]
 
 
 def _links_of_cell(rows: np.ndarray, vectors: np.ndarray, visitors: np.ndarray, visiting: np.ndarray, is_new: np.ndarray, threshold: float) -> np.ndarray:

@@ -108,7 +108,7 @@ def select(store: Path, config: SelectConfig) -> Manifest:
     if limit is None:
         limit = similarity_limit(rows.similarity, least=config.min_similarity, fraction=config.keep_fraction)
     drop_low(rows, limit)
-    if config.needs_clusters:
+    if config.needs_clusters and (rows.status == UNDECIDED).any():
         _decide_clusters(store, rows, config, out)
     rows.status[rows.status == UNDECIDED] = KEPT
     kept = rows.status == KEPT
@@ -142,20 +142,21 @@ def _number(rows: Verdicts, split: str) -> int:
 
 
 def _read_rows(store: Path) -> Verdicts:
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in ("key", "split", "similarity", "side")}
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in ("split", "similarity", "side")}
+    keys: list[pa.Array] = []
     splits: list[str] = []
     for batch in iter_batches(store, ["key", "split", "similarity", "width", "height"], selected=False):
         found, codes = np.unique(batch["split"].astype(str), return_inverse=True)
         splits += [name for name in found.tolist() if name not in splits]
         columns["split"].append(np.array([splits.index(name) for name in found.tolist()], np.int32)[codes])
         columns["side"].append(np.minimum(batch["width"], batch["height"]))
-        for name in ("key", "similarity"):
-            columns[name].append(batch[name])
-    keys, split, similarity, side = (np.concatenate(values) for values in columns.values())
-    num = len(keys)
+        columns["similarity"].append(batch["similarity"])
+        keys.append(pa.array(batch["key"], pa.string()))
+    split, similarity, side = (np.concatenate(values) for values in columns.values())
+    num = len(split)
     return Verdicts(
-        keys=keys, splits=splits, came=split, split=split.copy(), similarity=similarity, side=side, status=np.full(num, UNDECIDED, np.int8),
-        value=np.full(num, np.nan), limit=np.full(num, np.nan), other=np.full(num, None, object), cluster=np.full(num, -1, np.int64),
+        keys=pa.concat_arrays(keys), splits=splits, came=split, split=split.copy(), similarity=similarity, side=side, status=np.full(num, UNDECIDED, np.int8),
+        value=np.full(num, np.nan), limit=np.full(num, np.nan), other=np.full(num, -1, np.int64), cluster=np.full(num, -1, np.int64),
     )  # fmt: skip
 
 
@@ -164,15 +165,17 @@ def _take_over(rows: Verdicts, out: Path) -> float | None:
     if not (out / ROWS).is_file():
         return None
     table = read_table(out / ROWS, SCHEMA)
-    places = pc.index_in(pa.array(rows.keys, pa.string()), value_set=table["key"].combine_chunks())
+    places = pc.index_in(rows.keys, value_set=table["key"].combine_chunks())
     known = np.flatnonzero(places.is_valid().to_numpy(zero_copy_only=False))
     held = table.take(places.drop_null())
     same = held["similarity"].to_numpy() == rows.similarity[known]
     known, held = known[same], held.filter(pa.array(same))
-    rows.status[known] = [STATUSES.index(status) for status in held["status"].to_pylist()]
-    rows.split[known] = [_number(rows, split) for split in held["split"].to_pylist()]
+    for split in pc.unique(held["split"]).to_pylist():
+        _number(rows, split)
+    rows.status[known] = pc.index_in(held["status"], value_set=pa.array(STATUSES)).to_numpy()
+    rows.split[known] = pc.index_in(held["split"], value_set=pa.array(rows.splits)).to_numpy()
     rows.value[known], rows.limit[known] = (held[name].to_numpy(zero_copy_only=False) for name in ("value", "limit"))
-    rows.other[known] = held["other"].to_pylist()
+    rows.other[known] = pc.fill_null(pc.index_in(held["other"].combine_chunks(), value_set=rows.keys), -1).to_numpy()  # null where it has gone
     in_cluster = np.flatnonzero(held["cluster"].is_valid().to_numpy())
     _, first, cluster = np.unique(np.array(held["cluster"].drop_null().to_pylist(), str), return_index=True, return_inverse=True)
     rows.cluster[known[in_cluster]] = known[in_cluster][first[cluster]]  # the row that gave the cluster its name may have gone
@@ -212,18 +215,23 @@ def _write_rows(out: Path, rows: Verdicts, store: Path, limit: float) -> None:
 
 
 def _table(rows: Verdicts, part: slice) -> pa.Table:
-    cluster, limit = rows.cluster[part], rows.limit[part]
+    limit = rows.limit[part]
     columns = {
-        "key": pa.array(rows.keys[part], pa.string()),
+        "key": rows.keys.slice(part.start, part.stop - part.start),
         "split": pa.array(np.array(rows.splits, object)[rows.split[part]], pa.string()),
         "status": pa.array(np.array(STATUSES, object)[rows.status[part]], pa.string()),
         "value": pa.array(rows.value[part], mask=np.isnan(limit)),
         "limit": pa.array(limit, mask=np.isnan(limit)),
-        "other": pa.array(rows.other[part], pa.string()),
-        "cluster": pa.array(rows.keys[cluster], pa.string(), mask=cluster < 0),
+        "other": _keys_at(rows, rows.other[part]),
+        "cluster": _keys_at(rows, rows.cluster[part]),
         "similarity": pa.array(rows.similarity[part], pa.float32()),
     }
     return pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA)
+
+
+def _keys_at(rows: Verdicts, numbers: np.ndarray) -> pa.Array:
+    """The keys of rows; null where the number is negative."""
+    return rows.keys.take(pa.array(numbers, mask=numbers < 0))
 
 
 def _measure_leakage(store: Path, rows: Verdicts, out: Path, config: SelectConfig) -> dict[str, Any]:
@@ -238,14 +246,14 @@ def _measure_leakage(store: Path, rows: Verdicts, out: Path, config: SelectConfi
     found = nearest_training(lambda: _vectors(store, np.ones(len(rows), bool)), emb_width(store), sides)
     before, after = found[0], found[-1]
     split = np.array(rows.splits, object)[rows.came[queries]]
-    columns: dict[str, Any] = {"key": rows.keys[queries], "split": split}
+    columns: dict[str, Any] = {"key": _keys_at(rows, queries), "split": pa.array(split, pa.string())}
     for name, answer, asked in (("before", before, np.ones(len(queries), bool)), ("after", after, stays)):
         cosines, nearest = np.full(len(queries), -np.inf, np.float32), np.full(len(queries), -1, np.int64)
         cosines[asked], nearest[asked] = answer.cosines, answer.rows
         columns[f"similarity_{name}"] = pa.array(cosines, pa.float32(), mask=nearest < 0)
-        columns[f"nearest_{name}"] = pa.array(rows.keys[nearest], pa.string(), mask=nearest < 0)
+        columns[f"nearest_{name}"] = _keys_at(rows, nearest)
     with replacing(out / LEAKAGE_TABLE) as aside:
-        pq.write_table(pa.table([pa.array(columns[name], kind.type) for name, kind in zip(LEAKAGE.names, LEAKAGE, strict=True)], schema=LEAKAGE), aside)
+        pq.write_table(pa.table([columns[name] for name in LEAKAGE.names], schema=LEAKAGE), aside)
     of_split = {
         name: {
             "before": summary(before.cosines[split == name], config.near_similarity),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 
 from unclip.data.contracts import Reason
 
@@ -24,18 +25,18 @@ class Verdicts:
     """What is known of n rows, and what is decided.
 
     Attributes:
-        keys: (n,) str.
+        keys: (n,) strings.
         splits: the names that `came` and `split` number.
         came, split: (n,) the split that the store says, and the final one.
         similarity: (n,) float32, of picture and caption.
         side: (n,) of the picture, its shorter side in pixels.
         status: (n,) a code of this module.
         value, limit: (n,) float64, what a rule measured and allows; NaN where there is none.
-        other: (n,) the key of a row that is named besides, or None.
+        other: (n,) the number of a row that is named besides, -1 for none.
         cluster: (n,) the number of a row that names the cluster, -1 for a row without neighbours.
     """
 
-    keys: np.ndarray
+    keys: pa.StringArray
     splits: list[str]
     came: np.ndarray
     split: np.ndarray
@@ -51,10 +52,10 @@ class Verdicts:
         return len(self.keys)
 
     def drop(self, rows: np.ndarray, status: int, value: np.ndarray, limit: float, other: np.ndarray | None = None) -> None:
-        """Drops rows for one reason; `other` (m,) are the numbers of the rows that are named besides."""
+        """Drops rows for one reason; `other` (m,) are the rows that are named besides."""
         self.status[rows], self.value[rows], self.limit[rows] = status, value, limit
         if other is not None:
-            self.other[rows] = self.keys[other]
+            self.other[rows] = other
 
     def rejected(self) -> dict[str, int]:
         """How many rows each reason took."""
@@ -113,6 +114,6 @@ def part_splits(rows: Verdicts, cluster: np.ndarray, train: int, crossing: Cross
 
 
 def priority(rows: Verdicts, chosen: np.ndarray) -> np.ndarray:
-    """Places in `chosen` (m,), the best row first: decided ones, then by side, similarity and key."""
+    """Places in `chosen` (m,), the best row first: decided ones, then by side, similarity and key, which rises with the row."""
     undecided = rows.status[chosen] == UNDECIDED
-    return np.lexsort((rows.keys[chosen].astype(str), -rows.similarity[chosen], -rows.side[chosen], undecided))
+    return np.lexsort((chosen, -rows.similarity[chosen], -rows.side[chosen], undecided))

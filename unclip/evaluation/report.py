@@ -59,6 +59,7 @@ def evaluate(paths: Paths, models: Models, priors: Mapping[PriorKind, Prior], se
         "title": paths.root.name,
         "world": section.world,
         "counts": counts.measure_counts(manifests, paths.embeddings),
+        "leakage": manifests["select"].counts["leakage"],
         "clip": clip.measure_clip(splits, world=section.world, seed=seed),
         **measured,
         "judge": judged,
@@ -168,6 +169,9 @@ def long_rows(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for row in report["counts"]["rows"]:
         numbers = {name: row[name] for name in ("rows_in", "kept")} | {f"rejected: {reason}": number for reason, number in row["rejected"].items()}
         yield from _entries("counts", row["stage"], numbers)
+    for split, times in report["leakage"].get("splits", {}).items():
+        for time_of, numbers in times.items():
+            yield from _entries("leakage", f"{split} / {time_of}", numbers)
     for split, numbers in report["clip"].items():
         yield from _entries("clip", split, numbers)
     for split, found in report["prior"].items():
