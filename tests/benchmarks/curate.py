@@ -103,36 +103,22 @@ def run(peers: Path, out: Path, console: Console) -> None:
     """Prints the table and leaves `curate.json`. There is no peer to install: `peers` is not looked at."""
     found = []
     for num in SIZES:
-        child = subprocess.run(
-            [sys.executable, "-m", "tests.benchmarks.curate", str(num)], stdout=subprocess.PIPE, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-        )
+        command = [sys.executable, "-m", "tests.benchmarks.curate", str(num)]
+        child = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
         found.append(json.loads(child.stdout.splitlines()[-1]))
     peak = matmul_peak()
-    table = Table(
-        "rows",
-        "rows/s",
-        "seconds of CPU",
-        "all pairs",
-        "limit of all pairs",
-        "pairs found",
-        "rows kept",
-        "peak memory",
-        "of it imports",
-        title="select: near duplicates of 64-d vectors, one thread",
-    )
+    columns = ("rows", "rows/s", "seconds of CPU", "all pairs", "their limit", "pairs found", "rows kept", "peak memory", "of it imports")
+    table = Table(*columns, title="select: near duplicates of 64-d vectors, one thread")
     for row in found:
         row["limit_seconds"] = row["rows"] ** 2 * WIDTH / peak  # a product and a sum for each number of each pair, half of all pairs
-        cells = (
-            f"{row['rows'] / row['seconds']['cpu']:,.0f}", f"{row['seconds']['cpu']:.1f}", f"{row['seconds_of_all_pairs']:,.0f} s", f"{row['limit_seconds']:,.0f} s",
-            f"{row['recall_of_pairs']:.2%} of {row['pairs_looked_up']:,}", f"{row['kept']:,}", f"{row['peak_memory_bytes'] / 2**20:,.0f} MiB", f"{row['imported_bytes'] / 2**20:,.0f} MiB",
-        )  # fmt: skip
-        table.add_row(f"{row['rows']:,}", *cells)
+        memory = [f"{row[name] / 2**20:,.0f} MiB" for name in ("peak_memory_bytes", "imported_bytes")]
+        times = [f"{seconds:,.1f} s" for seconds in (row["seconds"]["cpu"], row["seconds_of_all_pairs"], row["limit_seconds"])]
+        pairs = f"{row['recall_of_pairs']:.2%} of {row['pairs_looked_up']:,}"
+        table.add_row(f"{row['rows']:,}", f"{row['rows'] / row['seconds']['cpu']:,.0f}", *times, pairs, f"{row['kept']:,}", *memory)
     console.print(table)
     small, large = found
     grown = (large["peak_memory_bytes"] - small["peak_memory_bytes"]) / (large["rows"] - small["rows"])
-    console.print(
-        f"Memory grows by {grown:.0f} bytes a row (a row's vectors are {2 * WIDTH} bytes each); a product of this machine makes {peak / 1e9:.0f} GFlop/s."
-    )
+    console.print(f"Memory grows by {grown:.0f} bytes a row; a matrix product of this machine makes {peak / 1e9:.0f} GFlop/s.")
     (out / "curate.json").write_text(json.dumps({"sizes": found, "matmul_flops": peak, "bytes_a_row": grown}, indent=1) + "\n")
 
 
