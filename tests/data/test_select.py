@@ -1,6 +1,7 @@
 """The second half of the curation on stores by hand: what stays, in which split, what leaked, and that decisions stand."""
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,16 @@ def test_readers_get_the_rows_and_splits_that_were_selected(tmp_path: Path) -> N
         rows_digest(store)
     with pytest.raises(UnclipError, match="00002 of .* came after the last `unclip select`"):
         list(iter_batches(store, ["key"]))
+
+
+def test_the_join_that_the_readme_shows_gives_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    duckdb = pytest.importorskip("duckdb")
+    store = write_store(tmp_path, LEAKY)
+    select(store, SelectConfig(crossing="move", near_duplicates="drop"))
+    (query,) = re.findall(r"^    (SELECT key, rows\.split.*)$", (Path(__file__).parents[2] / "data/README.md").read_text(), re.MULTILINE)
+    monkeypatch.chdir(store)
+    found = duckdb.sql(f"SELECT key, split FROM ({query}) ORDER BY key").fetchall()
+    assert found == [(key, split) for batch in iter_batches(store, ["key", "split"]) for key, split in zip(batch["key"], batch["split"], strict=True)]
 
 
 def test_a_training_cache_of_other_rows_is_made_again(tmp_path: Path) -> None:
