@@ -11,15 +11,16 @@ from torch import Tensor
 
 from unclip.clip import Clip
 from unclip.data.loader import as_pictures
-from unclip.decoder import Decoder, DecoderCondition
-from unclip.diffusion.guidance import guided
+from unclip.decoder import MAX_CONDITION_NOISE, Decoder, DecoderCondition
+from unclip.diffusion.guidance import Network, guided_by_two
 from unclip.diffusion.sampling import Denoiser, Noise, SamplerName, make_denoiser, sample
 from unclip.diffusion.schedule import Schedule, make_schedule, respace
+from unclip.files import UnclipError
 from unclip.prior.condition import Prior, PriorSampling, TextCondition, best_of, similarities
 from unclip.progress import progress
 
 PIXEL_CLAMP = 1.0
-PRIOR_STREAM, DECODER_STREAM = 1, 2  # told apart in the seeds, so that prior and decoder never share noise
+PRIOR_STREAM, DECODER_STREAM, CONDITION_STREAM = 1, 2, 3  # told apart in the seeds, so that no two share noise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,9 @@ class GenerateConfig:
     Attributes:
         num_candidates: image embeddings that the prior draws for each picture; the one most similar to the caption is used.
         prior: how the prior is sampled.
-        decoder_steps, guidance_scale, sampler, eta: of the decoder.
+        decoder_steps, sampler, eta: of the decoder.
+        guidance_scale: of the decoder; one number for embedding and caption together, or one for each of them. 1.0 is none.
+        condition_noise: level of noise on the image embedding, which a decoder that was trained for it is told.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -37,7 +40,8 @@ class GenerateConfig:
     num_candidates: int = 2
     prior: PriorSampling = field(default_factory=PriorSampling)
     decoder_steps: int = 30
-    guidance_scale: float = 1.0
+    guidance_scale: float | tuple[float, float] = 1.0
+    condition_noise: int = 0
     sampler: SamplerName = "ddim"
     eta: float = 0.0
     seed: int = 0
@@ -47,10 +51,17 @@ class GenerateConfig:
         for name in ("num_candidates", "decoder_steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.condition_noise <= MAX_CONDITION_NOISE:
+            raise ValueError(f"condition_noise must be in [0, {MAX_CONDITION_NOISE}], got {self.condition_noise}")
         if self.sampler == "analytic":
             raise ValueError("sampler of the decoder must be ddpm, ddim or dpm++: what the analytic one needs is measured for the prior only")
         if self.eta and self.sampler != "ddim":
             raise ValueError(f"eta is a setting of the ddim sampler; expected 0.0 with {self.sampler!r}, got {self.eta}")
+
+    @property
+    def guidance_scales(self) -> tuple[float, float]:
+        """The scale of the embedding and that of the caption."""
+        return self.guidance_scale if isinstance(self.guidance_scale, tuple) else (self.guidance_scale, self.guidance_scale)
 
 
 @dataclass(frozen=True)
@@ -109,25 +120,58 @@ def draw_candidates(prior: Prior | None, condition: TextCondition, config: Gener
 
 
 def decoder_denoiser(decoder: Decoder, image_emb: Tensor, condition: TextCondition, config: GenerateConfig) -> tuple[Denoiser, Schedule]:
-    """The decoder, guided, as samplers take it, for image embeddings (B, E) and their captions; and the steps to sample with."""
+    """The decoder, guided, as samplers take it, for image embeddings (B, E) and their captions; and the steps to sample with.
+
+    With `condition_noise`, the embeddings come noised already (`noise_condition`).
+
+    Raises:
+        UnclipError: a scale for the caption where the decoder sees none, or condition noise that it was not trained for.
+    """
+    if config.condition_noise > decoder.config.condition_noise:
+        raise UnclipError(
+            f"this decoder was trained with condition_noise up to {decoder.config.condition_noise}; expected no more, got {config.condition_noise}"
+        )
+    scales = config.guidance_scales
+    if scales[0] != scales[1] and not decoder.config.sees_text:
+        raise UnclipError(f"this decoder sees no caption; expected one generate.guidance_scale, got {scales}")
     visible = torch.ones(len(image_emb), dtype=torch.bool, device=image_emb.device)
-    told = DecoderCondition(image_emb, condition.text_tokens, condition.text_mask, visible, visible)
-    network = guided(lambda x, t: decoder(x, t, told), lambda x, t: decoder(x, t, told.dropped()), config.guidance_scale)
+    level = torch.full((len(image_emb),), config.condition_noise, device=image_emb.device) if decoder.config.condition_noise else None
+    told = DecoderCondition(image_emb, condition.text_tokens, condition.text_mask, visible, visible, condition.text_emb, level)
+
+    def network(told: DecoderCondition) -> Network:
+        read = decoder.read(told)  # once for all steps
+        return lambda x_t, t: decoder.predict(x_t, t, read)
+
+    guided = guided_by_two(network(told), network(told.dropped(image=False)), network(told.dropped()), scales)
     schedule = respace(make_schedule(decoder.config.schedule, decoder.config.num_train_steps), config.decoder_steps)
-    return make_denoiser(network, schedule, decoder.config.prediction, clamp=PIXEL_CLAMP), schedule
+    return make_denoiser(guided, schedule, decoder.config.prediction, clamp=PIXEL_CLAMP), schedule
+
+
+def noise_condition(decoder: Decoder, image_emb: Tensor, config: GenerateConfig, *, rows: Sequence[int]) -> Tensor:
+    """Image embeddings (B, E) with the config's condition noise; `rows` seed it."""
+    if not config.condition_noise:
+        return image_emb
+    noise = RowNoise(config.seed, rows, CONDITION_STREAM, tuple(image_emb.shape[1:]), image_emb.device)
+    return decoder.noised(image_emb, torch.full((len(image_emb),), config.condition_noise, device=image_emb.device), noise())
 
 
 @torch.no_grad()
 def decode_embeddings(decoder: Decoder, image_emb: Tensor, condition: TextCondition, config: GenerateConfig, *, rows: Sequence[int]) -> np.ndarray:
     """Pictures (B, H, H, 3) uint8 of image embeddings (B, E) and their captions. `rows` seed the noise."""
     side = decoder.config.unet.image_size
-    denoiser, schedule = decoder_denoiser(decoder, image_emb, condition, config)
+    denoiser, schedule = decoder_denoiser(decoder, noise_condition(decoder, image_emb, config, rows=rows), condition, config)
     noise: Noise = RowNoise(config.seed, rows, DECODER_STREAM, (3, side, side), image_emb.device)
     return as_pictures(sample(config.sampler, denoiser, schedule, noise(), noise, eta=config.eta))
 
 
 def generate(models: Models, captions: Sequence[str], config: GenerateConfig, *, label: str = "generate") -> Generated:
-    """One picture for every caption in the list; give a caption several times for several pictures of it."""
+    """One picture for every caption in the list; give a caption several times for several pictures of it.
+
+    Raises:
+        UnclipError: the settings do not fit the decoder, such as a prior before one that was trained on text embeddings.
+    """
+    if models.prior is not None and models.decoder.config.embedding == "text":
+        raise UnclipError("this decoder was trained on text embeddings; expected no prior (--prior none), got one")
     made: list[Generated] = []
     with progress(label, len(captions), unit="picture") as bar:
         for start in range(0, len(captions), config.batch_size):

@@ -7,7 +7,11 @@ from pathlib import Path
 from rich.console import Console
 
 RESULTS = Path(__file__).parent / "results"
-BENCHMARKS = ("curate", "prior")  # each a module here with `run(peers, out, console)`; peers/NAME.txt lists what it compares with
+BENCHMARKS = (
+    "curate",
+    "prior",
+    "loader",
+)  # each a module here with `run(peers, out, console)`, and, where it needs more than we do, a list of its peers in peers/NAME.txt
 
 
 def main() -> None:

@@ -29,7 +29,8 @@ from unclip.data.embed import EmbedConfig, write_part
 from unclip.data.index import normalised
 from unclip.data.manifest import Stage
 from unclip.data.select import SelectConfig, select
-from unclip.data.store import ROWS, iter_batches
+from unclip.data.selection import ROWS
+from unclip.data.store import iter_batches
 
 SIZES = (100_000, 1_000_000)
 WIDTH, PART, TOPICS = 64, 10_000, 500

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from tests.pipeline import copied, folder_of, manifest, unclip
 from unclip.clip import load_clip
 from unclip.config import load_config
-from unclip.data.loader import as_pictures, as_pixels, join_shards
+from unclip.data.loader import as_pictures, as_pixels
+from unclip.data.pictures import PictureConfig, open_pictures
 from unclip.data.shards import read_shard
 from unclip.data.stats import STATS
 from unclip.data.store import iter_batches, read_pairs, splits_of
@@ -95,12 +96,13 @@ def test_a_new_shard_makes_one_new_part_and_a_grown_index(root: Path, tmp_path: 
 
 
 def test_pictures_and_embeddings_are_joined_by_key(root: Path) -> None:
-    joined = join_shards(folder_of(root, "download"), folder_of(root, "embed"), image_size=32, split="train", text_tokens=True)
+    pictures = open_pictures(folder_of(root, "download"), folder_of(root, "embed"), PictureConfig(), split="train", image_size=32, text_tokens=True, seed=0)
     clip = load_clip(folder_of(root, "clip"))
-    rows = list(range(0, len(joined.pairs), 11))
-    again = clip.encode_pictures([Image.fromarray(joined.pictures[row]) for row in rows])  # the tiny CLIP's own size: nothing is resized
-    torch.testing.assert_close(torch.from_numpy(joined.pairs.image_emb[rows].astype(np.float32)), again, atol=2e-3, rtol=2e-3)
-    assert not joined.rejected
+    batch = next(pictures.batches(len(pictures), start=0))
+    assert sorted(batch.rows.tolist()) == list(range(len(pictures)))
+    again = clip.encode_pictures([Image.fromarray(picture) for picture in batch.pictures[::11].numpy()])  # the tiny CLIP's own size: nothing is resized
+    torch.testing.assert_close(batch.image_emb[::11].float(), again, atol=2e-3, rtol=2e-3)
+    assert not pictures.joined.rejected
 
 
 def test_a_column_that_is_not_there_is_named(root: Path) -> None:

@@ -26,9 +26,10 @@ from unclip.data.leakage import LEAKAGE, TRAIN, Sides, chosen_queries, nearest_t
 from unclip.data.manifest import MANIFEST, Manifest, Stage, finished_manifest, identity, read_manifest
 from unclip.data.neighbours import Search
 from unclip.data.rules import RULES, write_rules
+from unclip.data.selection import PARTS, ROWS
 from unclip.data.source import MAX_SHARD_SIZE
 from unclip.data.stats import STATS, write_stats
-from unclip.data.store import PARTS, ROWS, emb_width, iter_batches, part_paths
+from unclip.data.store import emb_width, iter_batches, part_paths
 from unclip.data.verdicts import DUPLICATE, KEPT, STATUSES, UNDECIDED, Crossing, Verdicts, drop_low, similarity_limit
 from unclip.files import UnclipError, fingerprint, remove, remove_leftovers, replacing
 from unclip.layout import SELECTED

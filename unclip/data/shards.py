@@ -113,10 +113,21 @@ def shards_digest(shards: Path) -> str:
     return curated.digest
 
 
-def decode(image: bytes, size: int) -> np.ndarray:
-    """A picture cut to its middle square and scaled to (size, size, 3) uint8, with antialiasing."""
+@dataclass(frozen=True)
+class Window:
+    """A square of a scaled picture: its corner and its side, in pixels of the scaled picture."""
+
+    left: int
+    top: int
+    side: int
+
+
+def decode(image: bytes, size: int, window: Window | None = None) -> np.ndarray:
+    """A picture cut to its middle square and scaled to (size, size, 3) uint8, with antialiasing; of that the window (side, side, 3), if one is given."""
     picture = Image.open(io.BytesIO(image)).convert("RGB")
-    side = min(picture.size)
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    resized = picture.resize((size, size), Image.Resampling.BOX if side % size == 0 else Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
-    return np.asarray(resized)
+    side, seen = min(picture.size), window or Window(0, 0, size)
+    begin = (picture.width - side) // 2, (picture.height - side) // 2
+    left, top, right, bottom = (at * side / size for at in (seen.left, seen.top, seen.left + seen.side, seen.top + seen.side))
+    method = Image.Resampling.BOX if side % size == 0 else Image.Resampling.BICUBIC
+    box = (begin[0] + left, begin[1] + top, begin[0] + right, begin[1] + bottom)
+    return np.asarray(picture.resize((seen.side, seen.side), method, box=box))

@@ -9,15 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from unclip.data.manifest import finished_manifest, read_manifest
+from unclip.data.selection import only_selected, selected_rows
 from unclip.files import UnclipError
 from unclip.layout import SELECTED
-
-ROWS = "rows.parquet"  # below SELECTED: one row group a part, see contracts.SELECTED
-PARTS = b"parts"  # in its schema metadata: the names of the parts, joined by spaces
 
 
 def part_paths(store: Path) -> list[Path]:
@@ -55,59 +52,23 @@ def iter_batches(store: Path, columns: Sequence[str], *, batch_size: int = 8192,
     Raises:
         UnclipError: a part is broken or lacks a column, or came after the last `select`.
     """
-    selection = _read_selection(store) if selected else None
-    wanted = list(columns) if selection is None else list(dict.fromkeys([*columns, "key"]))
     for path in part_paths(store):
-        rows = None if selection is None else selection.of_part(path.stem)
-        try:
-            with pq.ParquetFile(path, memory_map=True, page_checksum_verification=True) as file:
-                _require(path, file.schema_arrow.names, wanted)
-                for batch in file.iter_batches(batch_size=batch_size, columns=wanted):
-                    chosen = pa.Table.from_batches([batch]) if rows is None else _selected(batch, rows, path)
-                    if len(chosen):
-                        yield {name: column_array(chosen.column(name)) for name in columns}
-        except (OSError, pa.ArrowInvalid) as error:
-            raise UnclipError(f"{path} is damaged ({str(error)[:200]}); remove it and its .json, and run `unclip embed` again") from None
+        yield from iter_part(path, columns, batch_size=batch_size, selected=selected)
 
 
-@dataclass(frozen=True)
-class _Selection:
-    """What `select` left: its file, and the row group of each part."""
-
-    path: Path
-    row_groups: dict[str, int]
-
-    def of_part(self, name: str) -> pa.Table:
-        """Key, split and status of a part's rows."""
-        if name not in self.row_groups:
-            raise UnclipError(f"the part {name} of {self.path.parent.parent} came after the last `unclip select`; run it again")
-        with pq.ParquetFile(self.path, page_checksum_verification=True) as file:
-            return file.read_row_group(self.row_groups[name], columns=["key", "split", "status"])
-
-
-def _read_selection(store: Path) -> _Selection | None:
-    """None where nothing was selected: then every row counts."""
-    path = store / SELECTED / ROWS
-    if not path.is_file():
-        return None
+def iter_part(path: Path, columns: Sequence[str], *, batch_size: int = 8192, selected: bool = True) -> Iterator[dict[str, np.ndarray]]:
+    """The same of one part."""
+    rows = selected_rows(path) if selected else None
+    wanted = list(columns) if rows is None else list(dict.fromkeys([*columns, "key"]))
     try:
-        parts = (pq.read_schema(path).metadata or {})[PARTS].decode().split()
-    except (OSError, pa.ArrowInvalid, KeyError) as error:
-        raise UnclipError(f"{path} does not read as what `unclip select` leaves ({str(error)[:200]}); remove {path.parent} and run it again") from None
-    return _Selection(path, {name: number for number, name in enumerate(parts)})
-
-
-def _selected(batch: pa.RecordBatch, rows: pa.Table, path: Path) -> pa.Table:
-    """The rows of a batch that were kept, each with its final split."""
-    places = pc.index_in(batch["key"], value_set=rows["key"].combine_chunks())
-    if places.null_count:
-        raise UnclipError(f"{path} has rows that came after the last `unclip select`; run it again")
-    table = pa.Table.from_batches([batch])
-    if "split" in table.schema.names:
-        at = table.schema.get_field_index("split")
-        table = table.set_column(at, table.schema.field(at), rows["split"].combine_chunks().take(places))
-    kept = pc.equal(rows["status"].combine_chunks().take(places), "kept")
-    return table if pc.all(kept).as_py() else table.filter(kept)
+        with pq.ParquetFile(path, memory_map=True, page_checksum_verification=True) as file:
+            _require(path, file.schema_arrow.names, wanted)
+            for batch in file.iter_batches(batch_size=batch_size, columns=wanted):
+                chosen = pa.Table.from_batches([batch]) if rows is None else only_selected(batch, rows, path)
+                if len(chosen):
+                    yield {name: column_array(chosen.column(name)) for name in columns}
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UnclipError(f"{path} is damaged ({str(error)[:200]}); remove it and its .json, and run `unclip embed` again") from None
 
 
 def rows_digest(store: Path) -> str:
@@ -174,6 +135,20 @@ class Ragged:
     def take(self, rows: np.ndarray) -> "Ragged":
         """These rows in this order; the flat array is shared, nothing is copied."""
         return Ragged(self.flat, self.starts[rows], self.lengths[rows])
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """What CLIP says of rows of the store, in memory or mapped from its training cache, as float16 as stored.
+
+    Attributes:
+        image_emb, text_emb: (n, E).
+        text_tokens: n rows of (L, S), None where they were not read.
+    """
+
+    image_emb: np.ndarray
+    text_emb: np.ndarray
+    text_tokens: Ragged | None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from unclip.data.clusters import CLUSTERS, NUM_KEYS
-from unclip.data.store import ROWS
+from unclip.data.selection import ROWS
 from unclip.evaluation.pictures import PAPER, contact_sheet, save_png
 from unclip.files import remove
 from unclip.search import pictures_of

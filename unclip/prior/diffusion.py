@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from unclip import checkpoint
 from unclip.diffusion.guidance import Network, guided
 from unclip.diffusion.process import Prediction, to_x0
-from unclip.diffusion.sampling import Noise, make_denoiser, sample
+from unclip.diffusion.sampling import Denoised, Noise, make_denoiser, sample
 from unclip.diffusion.schedule import Schedule, ScheduleName, make_schedule, respace
 from unclip.files import UnclipError
 from unclip.nn.embeddings import StepEmbedding
@@ -164,10 +164,11 @@ class DiffusionPrior(nn.Module):
         network = guided(after(prefix), after(empty), sampling.guidance_scale)
         plain = make_denoiser(network, schedule, self.config.prediction, clamp=self.config.clamp)
 
-        def denoiser(x_t: Tensor, i: Tensor) -> Tensor:
+        def denoiser(x_t: Tensor, i: Tensor) -> Denoised:
             nonlocal last_x0
-            last_x0 = plain(x_t, i)
-            return last_x0
+            denoised = plain(x_t, i)
+            last_x0 = denoised.x0
+            return denoised
 
         whitened = sample(sampling.sampler, denoiser, schedule, x_T, noise, eta=sampling.eta, eps_square=self.eps_square)
         return self.unwhiten(whitened).reshape(num, num_samples, -1)
