@@ -9,7 +9,7 @@ import pytest
 
 from tests.data.byhand import Shown, png, write_shards
 from unclip.data import curate as curating
-from unclip.data.captions import CaptionRules
+from unclip.data.caption_rules import CaptionRules
 from unclip.data.contracts import CURATED, REASONS, read_table
 from unclip.data.curate import ColumnRule, CurateConfig, curate
 from unclip.data.extras import EXTRAS, extra_values, extras_row, extras_schema

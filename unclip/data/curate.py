@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from unclip.data.captions import CaptionRules, broken_rules, folded
+from unclip.data.caption_rules import CaptionRules, broken_rules, folded
 from unclip.data.contracts import CURATED, read_table
 from unclip.data.extras import extra_values, require_extras
 from unclip.data.manifest import MANIFEST, Manifest, Part, Stage, finished_manifest, identity, read_manifest, read_part

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unclip.data.captions import CaptionRules, broken_rules, control_characters, folded, is_file_name, is_link, repetition, shares, words
+from unclip.data.caption_rules import CaptionRules, broken_rules, control_characters, folded, is_file_name, is_link, repetition, shares, words
 from unclip.data.contracts import REASONS
 
 
