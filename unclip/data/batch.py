@@ -227,7 +227,7 @@ def _accepted(folder: Path, number: int, shard: Sequence[tuple[str, str]], suffi
         return None
     try:
         table = pq.read_table(folder / f"{part_name(number)}.parquet")
-        pictures = _members(folder / f"{part_name(number)}.tar", f".{suffix}")
+        pictures = picture_places(folder / f"{part_name(number)}.tar", f".{suffix}")
     except (OSError, pa.ArrowException, tarfile.TarError):
         return None
     rows = table.select(["id", "key", "status", "error_message", "sha256", "width", "height"]).to_pylist()
@@ -245,7 +245,7 @@ def _accepted(folder: Path, number: int, shard: Sequence[tuple[str, str]], suffi
     return results
 
 
-def _members(tar: Path, suffix: str) -> dict[str, tuple[int, int]]:
+def picture_places(tar: Path, suffix: str) -> dict[str, tuple[int, int]]:
     """Where each picture lies in a tar, by key. Raises TarError where the tar does not read to its end."""
     with tarfile.open(tar, "r:") as file:
         places = {member.name.removesuffix(suffix): (member.offset_data, member.size) for member in file if member.name.endswith(suffix)}

@@ -79,8 +79,8 @@ def build_source(out: Path, config: SourceConfig, removed: Marks = NO_MARKS) -> 
     """Writes `out/table.parquet`, `out/rejected.parquet` and the manifest; for a folder also `out/serve.json`.
 
     Rows that the table already holds keep their place, rows that are new go to new shards at its end, rows that have gone
-    from the source stay, rows whose links were removed are refused. In the manifest, rows_in = kept + rejected are the rows that were given this time; `rows` are
-    those of the table.
+    from the source stay, rows whose links were removed are refused. In the manifest, rows_in = kept + rejected are the rows
+    that were given this time; `rows` are those of the table.
 
     Raises:
         UnclipError: the source can't be read, or not one of its rows can be used.
@@ -115,9 +115,9 @@ def _build(out: Path, config: SourceConfig, removed: Marks) -> tuple[dict[str, o
     reasons: Counter[str] = Counter()
     rows_in = 0
     with (
-        _writing(out / REJECTED_TABLE, REJECTED) as rejected,
+        writing(out / REJECTED_TABLE, REJECTED) as rejected,
         contextlib.suppress(_NothingUsableError),
-        _writing(out / TABLE, SOURCE) as table,
+        writing(out / TABLE, SOURCE) as table,
         progress(STAGE, total, unit="rows") as bar,
     ):
         growth = Growth(table, iter_rows(out / TABLE, SOURCE) if (out / TABLE).exists() else (), config.shard_size, removed)
@@ -127,7 +127,7 @@ def _build(out: Path, config: SourceConfig, removed: Marks) -> tuple[dict[str, o
                 growth.add(*_usable(row, config))
             except RefusedError as refused:
                 reasons[refused.reason] += 1
-                url, caption = (_shown(value) if refused.reason != "removed" else None for value in row.values[:2])
+                url, caption = (None, None) if leads_to(removed, row.values[0]) else (_shown(value) for value in row.values[:2])
                 rejected.add({"row": number, "url": url, "caption": caption, "reason": refused.reason, "detail": refused.detail[:SHOWN]})
             bar.advance()
         if rows_in == reasons.total():
@@ -197,7 +197,7 @@ def _table_rows(path: Path, config: SourceConfig) -> tuple[Iterator[Row], int]:
     return (Row((*row.values, BY_HASH), row.problem) for row in read_rows(path, columns)), count_rows(path)
 
 
-class _Writer:
+class RowWriter:
     """A Parquet file that rows are added to one by one."""
 
     def __init__(self, file: pq.ParquetWriter, schema: pa.Schema) -> None:
@@ -205,21 +205,34 @@ class _Writer:
         self._rows: list[dict[str, object]] = []
 
     def add(self, row: dict[str, object]) -> None:
+        """Takes a row in."""
         self._rows.append(row)
         if len(self._rows) >= ROWS_AT_ONCE:
             self.flush()
 
     def flush(self) -> None:
+        """Writes the rows that wait."""
         self._file.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
         self._rows = []
 
 
 @contextlib.contextmanager
-def _writing(path: Path, schema: pa.Schema) -> Iterator[_Writer]:
+def writing(path: Path, schema: pa.Schema) -> Iterator[RowWriter]:
+    """A Parquet file to add rows to, which takes its place when the block ends well."""
     with replacing(path) as aside, pq.ParquetWriter(aside, schema, compression="zstd", write_page_checksum=True) as file:
-        writer = _Writer(file, schema)
+        writer = RowWriter(file, schema)
         yield writer
         writer.flush()
+
+
+def leads_to(removed: Marks, url: object) -> bool:
+    """Whether a link, in any spelling that is cleaned, is one that was removed."""
+    if not removed.hashes or not isinstance(url, str):
+        return False
+    try:
+        return cleaned_url(url, allow_private=True) in removed
+    except RefusedError:
+        return False
 
 
 def _shown(value: object) -> str | None:
@@ -232,7 +245,7 @@ class Growth:
     Of a row no more than its id is held in memory. What was removed keeps its place, as a row without link and caption.
     """
 
-    def __init__(self, table: _Writer, known: Iterable[dict[str, Any]], shard_size: int, removed: Marks) -> None:
+    def __init__(self, table: RowWriter, known: Iterable[dict[str, Any]], shard_size: int, removed: Marks) -> None:
         self._table, self._shard_size, self._removed = table, shard_size, removed
         self._hash = hashlib.sha256()
         self._splits: Counter[str] = Counter()
