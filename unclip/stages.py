@@ -1,7 +1,7 @@
 """The stages in their order: what each reads under the root, what it leaves there, and whether it has anything to do."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,19 @@ from unclip.data.curate import curate, curate_inputs
 from unclip.data.download import download, download_inputs
 from unclip.data.embed import embed, embed_inputs
 from unclip.data.index import build_index, index_inputs
-from unclip.data.manifest import Manifest, finished_manifest, is_current
+from unclip.data.manifest import Manifest, finished_manifest, is_current, read_manifest
+from unclip.data.marks import read_marks, write_marks
 from unclip.data.select import select, select_inputs
 from unclip.data.source import SourceConfig, build_source, source_inputs
+from unclip.data.store import rows_digest
+from unclip.data.takedown import Takedown, erase, links_of, marked_rows
 from unclip.data.verify import Fault, discard, verify
 from unclip.decoder import load_decoder
 from unclip.evaluation.config import EvaluateSection, evaluate_inputs
-from unclip.evaluation.duplicates import draw_clusters, is_drawn
-from unclip.files import UnclipError, exclusive
+from unclip.evaluation.duplicates import SHEET, draw_clusters, is_drawn
+from unclip.files import UnclipError, exclusive, remove
 from unclip.generate import Models
-from unclip.layout import Paths, lay_out
+from unclip.layout import SELECTED, Paths, lay_out
 from unclip.prior.condition import PriorKind
 from unclip.training.clip import clip_inputs, clip_is_trained, make_or_import_clip
 from unclip.training.decoder import decoder_inputs, decoder_is_trained, train_decoder
@@ -72,13 +75,13 @@ def _source_section(config: RunConfig) -> SourceConfig:
 def _source_inputs(config: RunConfig, paths: Paths) -> Mapping[str, str]:
     if config.world is not None and not paths.world.exists():
         return {}  # the stage makes the world before it reads it
-    return source_inputs(_source_section(config))
+    return source_inputs(_source_section(config), read_marks(paths.root))
 
 
 def _run_source(config: RunConfig, paths: Paths) -> Manifest:
     if config.world is not None:
         write_world(paths.world, config.world)
-    return build_source(paths.source, _source_section(config))
+    return build_source(paths.source, _source_section(config), read_marks(paths.root))
 
 
 def _after(stage: str, paths: Paths, inputs: Mapping[str, str]) -> Mapping[str, str]:
@@ -264,6 +267,65 @@ def repair_data(config: RunConfig) -> list[Fault]:
             if left := verify(paths.shards, paths.embeddings, paths.clip):
                 raise UnclipError(f"{len(left)} parts are still at fault, the first is {left[0].part} ({left[0].what}); remove {paths.root} and run again")
     return faults
+
+
+def remove_data(config: RunConfig, *, keys: Sequence[str], urls: Sequence[str]) -> tuple[Takedown, list[Path]]:
+    """Takes links down, by themselves or by keys of their rows; see `unclip.data.takedown`.
+
+    Curation, store and index follow. The report, and indexes of other CLIPs, go: their stages make them again. Models stay.
+
+    Returns:
+        what was taken down, and the folders of models that were trained while it was there.
+
+    Raises:
+        UnclipError: the source stage has not finished, a key is unknown, a link is none; or another run holds the root.
+    """
+    paths = paths_of(config)
+    with exclusive(paths.root):
+        finished_manifest(paths.source, "source")
+        links = links_of(paths.source, keys, urls)
+        before = read_marks(paths.root)
+        marks = before.with_links(links)
+        if marks != before:
+            write_marks(paths.root, marks)
+        gone = marked_rows(paths.source, marks)
+        if gone:
+            remove(paths.report)  # it shows pictures and captions; of a takedown that was killed the rows are still there
+            for store in _folders(paths.embeddings.parent):
+                remove(store / SELECTED / SHEET)
+        done = erase(gone, paths.source, paths.shards, _folders(paths.embeddings.parent), marks, links, world=paths.world)
+        _follow(config, paths)
+        for index in _folders(paths.index.parent):
+            found = read_manifest(index)
+            if found is None or found.inputs.get("embeddings") != _digest_of_rows(paths.embeddings.parent / index.name):
+                if index == paths.index and is_done("select", config):
+                    STAGES["index"].run(config, paths)
+                else:
+                    remove(index)
+    trained = [*_folders(paths.clip.parent), *_folders(paths.prior.parent), *_folders(paths.decoder.parent)]
+    return done, [run for run in trained if gone and (found := read_manifest(run)) is not None and not found.config.get("model")]
+
+
+def _follow(config: RunConfig, paths: Paths) -> None:
+    """What was made of the shards before is made again where they have changed."""
+    for name in ("curate", "embed", "select"):
+        manifest = read_manifest(STAGES[name].folder(paths))
+        if manifest is None or not manifest.finished:
+            return
+        if not is_done(name, config):
+            STAGES[name].run(config, paths)
+
+
+def _digest_of_rows(store: Path) -> str | None:
+    """What stands for the rows of a store, None where a stage has to work on it first."""
+    try:
+        return rows_digest(store)
+    except UnclipError:
+        return None
+
+
+def _folders(parent: Path) -> list[Path]:
+    return sorted(path for path in parent.glob("*") if path.is_dir() and not path.name.startswith("."))
 
 
 def measure_priors(config: RunConfig) -> dict[str, Any]:

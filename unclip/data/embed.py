@@ -6,7 +6,7 @@ normalised, because a norm can't be recovered later.
 
 import io
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -71,7 +71,7 @@ def embed(shards: Path, clip_folder: Path, out: Path, config: EmbedConfig, *, de
     stage = Stage(out, "embed", config, inputs)
     remove_leftovers(out)
     sources = [_finished_shard(shards, path.stem) for path in sorted(shards.glob("*.tar"))]
-    made_from = {source.name: fingerprint([source.digest, inputs["clip"], identity(config)]) for source in sources}
+    made_from = {source.name: part_origin(source.digest, inputs["clip"], identity(config)) for source in sources}
     done = {source.name: stage.done_part(source.name, made_from[source.name]) for source in sources}
     todo = [source for source in sources if done[source.name] is None]
     parts: list[Part] = [part for part in done.values() if part is not None]
@@ -86,6 +86,11 @@ def embed(shards: Path, clip_folder: Path, out: Path, config: EmbedConfig, *, de
     parts.sort(key=lambda part: part.name)
     stats.write_stats(out)
     return stage.finish_parts(parts)
+
+
+def part_origin(shard_digest: str, clip_digest: str, config: Mapping[str, Any]) -> str:
+    """What a part of the store is made from, as a fingerprint."""
+    return fingerprint([shard_digest, clip_digest, dict(config)])
 
 
 def _finished_shard(shards: Path, name: str) -> Part:
