@@ -38,13 +38,21 @@ def column_array(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     return np.asarray(array.to_numpy(zero_copy_only=False))
 
 
-def iter_batches(store: Path, columns: Sequence[str], *, batch_size: int = 8192) -> Iterator[dict[str, np.ndarray]]:
-    """Streams columns over all parts in order, page checksums verified.
+def normalised(vectors: np.ndarray) -> np.ndarray:
+    """(n, E) of any float type -> unit rows in float32."""
+    wide = np.ascontiguousarray(vectors, np.float32)
+    return wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+
+
+def iter_batches(store: Path, columns: Sequence[str], *, batch_size: int = 8192, parts: Sequence[str] | None = None) -> Iterator[dict[str, np.ndarray]]:
+    """Streams columns over all parts in order, or over those named, page checksums verified.
 
     Raises:
         UnclipError: a part is broken or lacks a column.
     """
     for path in part_paths(store):
+        if parts is not None and path.stem not in parts:
+            continue
         try:
             with pq.ParquetFile(path, memory_map=True, page_checksum_verification=True) as file:
                 _require(path, file.schema_arrow.names, columns)
