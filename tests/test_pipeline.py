@@ -295,7 +295,7 @@ def test_search_finds_a_picture_by_itself(root: Path, tmp_path: Path) -> None:
     assert picture.name in done.stdout.replace("\n", "")
     by_text = unclip("search", root, "a large red star", "-k", "2", "--out", str(tmp_path / "sheet.png"))
     assert by_text.returncode == 0
-    fails(unclip("search", root, "-k", "2"), "a caption or --image")
+    fails(unclip("search", root, "-k", "2"), "a caption, --image PICTURE, --key KEY or --file FILE")
 
 
 @pytest.mark.parametrize(

@@ -202,7 +202,7 @@ def run_stage(name: str, config: RunConfig) -> tuple[Manifest, bool]:
         UnclipError: see the stage; or another run holds the root.
     """
     stage, paths = STAGES[name], paths_of(config)
-    with exclusive(paths.root):
+    with exclusive(paths.root, shared=name == "embed" and config.embed.shared):
         if is_done(name, config):
             return finished_manifest(stage.folder(paths), name), False
         stage.inputs(config, paths)  # a stage that comes before its turn says so before it begins

@@ -26,11 +26,10 @@ from rich.table import Table
 from tests.benchmarks.child import matmul_peak, peak_memory
 from unclip.data.contracts import embedding_schema, part_name
 from unclip.data.embed import EmbedConfig, write_part
-from unclip.data.index import normalised
 from unclip.data.manifest import Stage
 from unclip.data.select import SelectConfig, select
 from unclip.data.selection import ROWS
-from unclip.data.store import iter_batches
+from unclip.data.store import iter_batches, normalised
 
 SIZES = (100_000, 1_000_000)
 WIDTH, PART, TOPICS = 64, 10_000, 500

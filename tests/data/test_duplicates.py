@@ -5,7 +5,7 @@ import pytest
 
 from unclip.data import duplicates
 from unclip.data.duplicates import leaders, nearest
-from unclip.data.index import normalised
+from unclip.data.store import normalised
 
 
 def one_by_one(vectors: np.ndarray, priority: np.ndarray, is_fixed: np.ndarray, threshold: float) -> np.ndarray:

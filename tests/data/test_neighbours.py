@@ -11,8 +11,8 @@ from scipy.sparse.csgraph import connected_components
 
 from unclip.data import neighbours
 from unclip.data.grouped import Grouped
-from unclip.data.index import normalised
 from unclip.data.neighbours import Read, Search, components, find_links
+from unclip.data.store import normalised
 
 EXACT = Search(threshold=0.9, exact_rows=10**9, probes=1)
 

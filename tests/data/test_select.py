@@ -14,12 +14,11 @@ from tests.data.byhand import Vector, write_store
 from unclip.data.cache import open_pairs
 from unclip.data.clusters import CLUSTERS
 from unclip.data.contracts import REASONS, SELECTED, read_table
-from unclip.data.index import normalised
 from unclip.data.manifest import finished_manifest
 from unclip.data.select import LEAKAGE_TABLE, SelectConfig, select
 from unclip.data.selection import ROWS
 from unclip.data.stats import read_stats, write_stats
-from unclip.data.store import iter_batches, num_rows, read_pairs, rows_digest, splits_of
+from unclip.data.store import iter_batches, normalised, num_rows, read_pairs, rows_digest, splits_of
 from unclip.files import UnclipError
 
 DROP = SelectConfig(near_duplicates="drop", near_similarity=0.95)

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from tests.evaluation.conftest import NUM_HELDOUT, NUM_TRAIN, SECTION, Root
-from unclip.data.index import normalised
 from unclip.data.manifest import finished_manifest
+from unclip.data.store import normalised
 from unclip.evaluation import page
 from unclip.evaluation.heldout import predict, read_held_out, read_pictures
 from unclip.evaluation.report import evaluate, evaluate_inputs

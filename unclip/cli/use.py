@@ -1,10 +1,7 @@
-"""The commands that use what a root holds: pictures of captions, neighbours, and a look at any folder."""
+"""The commands that use what a root holds: pictures of captions, and a look at any folder."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
-
-from cyclopts import Parameter
-from rich.table import Table
+from typing import TYPE_CHECKING, Literal
 
 from unclip.cli.app import USE, app, console
 from unclip.cli.options import Root, resolve
@@ -54,46 +51,6 @@ def generate(
     labels = [f"similarity {values.max():.3f}" for values in made.similarities]
     write_generation(out, contact_sheet(made.pictures, labels, columns=min(num, 8)), made, sampling, kind)
     console.print(f"{num} pictures: [bold]{out}[/]\nsettings and candidates: {out.with_suffix('.json')}, {out.with_suffix('.parquet')}", highlight=False)
-
-
-@app.command(group=USE)
-def search(
-    text: str = "", /, *, root: Root, image: Path | None = None, k: Annotated[int, Parameter(name=["-k", "--k"])] = 5, out: Path = Path("search.png")
-) -> None:
-    """Find the nearest pictures to a caption or to a picture.
-
-    Parameters
-    ----------
-    text
-        The caption to search by.
-    image
-        A picture to search by, instead of a caption.
-    k
-        How many.
-    out
-        The contact sheet to write.
-    """
-    from unclip.clip import load_clip
-    from unclip.data.index import open_index
-    from unclip.evaluation.pictures import contact_sheet
-    from unclip.files import replacing
-    from unclip.search import embed_query, pictures_of
-    from unclip.search import search as find
-    from unclip.stages import paths_of
-
-    config = resolve(root=root)
-    paths = paths_of(config)
-    index = open_index(paths.index)
-    hits = find(index, embed_query(load_clip(paths.clip), text=text, image=image), k)
-    table = Table("score", "key", "split", "caption", "link")
-    for hit in hits:
-        table.add_row(f"{hit.score:.4f}", hit.key, hit.split, hit.caption, hit.url)
-    console.print(table)
-    pictures = pictures_of(paths.shards, [hit.key for hit in hits], config.decoder.network.unet.image_size)
-    sheet = contact_sheet(pictures, [f"{hit.score:.3f} {hit.caption}" for hit in hits], columns=min(len(hits), 5))
-    with replacing(out) as aside:
-        sheet.save(aside, format="PNG")
-    console.print(f"contact sheet: [bold]{out}[/]", highlight=False)
 
 
 @app.command(group=USE)

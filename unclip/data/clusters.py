@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 
 from unclip.data.duplicates import leaders, nearest
 from unclip.data.grouped import Grouped, runs
-from unclip.data.index import normalised
 from unclip.data.neighbours import Read, Search, components, find_links
+from unclip.data.store import normalised
 from unclip.data.verdicts import CROSSING, DUPLICATE, KEPT, UNDECIDED, Crossing, Verdicts, part_splits, priority
 from unclip.files import replacing
 

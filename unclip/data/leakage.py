@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from unclip.data.index import normalised
+from unclip.data.store import normalised
 
 TRAIN = "train"
 QUERIES_AT_ONCE = 1024

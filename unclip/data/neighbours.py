@@ -17,7 +17,7 @@ from scipy.sparse import coo_matrix, csr_matrix
 from scipy.sparse.csgraph import connected_components
 
 from unclip.data.grouped import Grouped, runs
-from unclip.data.index import normalised
+from unclip.data.store import normalised
 from unclip.files import remove, replacing
 from unclip.progress import progress
 

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from unclip.data.manifest import finished_manifest, read_manifest
+from unclip.data.manifest import finished_manifest, read_manifest, read_part
 from unclip.data.selection import only_selected, selected_rows
-from unclip.files import UnclipError
+from unclip.files import UnclipError, fingerprint
 from unclip.layout import SELECTED
 
 
@@ -44,8 +45,16 @@ def column_array(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     return np.asarray(array.to_numpy(zero_copy_only=False))
 
 
-def iter_batches(store: Path, columns: Sequence[str], *, batch_size: int = 8192, selected: bool = True) -> Iterator[dict[str, np.ndarray]]:
-    """Streams columns over all parts in order, page checksums verified.
+def normalised(vectors: np.ndarray) -> np.ndarray:
+    """(n, E) of any float type -> unit rows in float32."""
+    wide = np.ascontiguousarray(vectors, np.float32)
+    return wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+
+
+def iter_batches(
+    store: Path, columns: Sequence[str], *, batch_size: int = 8192, parts: Sequence[str] | None = None, selected: bool = True
+) -> Iterator[dict[str, np.ndarray]]:
+    """Streams columns over all parts in order, or over those named, page checksums verified.
 
     With `selected` False rows and splits are those of the parts, whatever `select` says of them.
 
@@ -53,7 +62,8 @@ def iter_batches(store: Path, columns: Sequence[str], *, batch_size: int = 8192,
         UnclipError: a part is broken or lacks a column, or came after the last `select`.
     """
     for path in part_paths(store):
-        yield from iter_part(path, columns, batch_size=batch_size, selected=selected)
+        if parts is None or path.stem in parts:
+            yield from iter_part(path, columns, batch_size=batch_size, selected=selected)
 
 
 def iter_part(path: Path, columns: Sequence[str], *, batch_size: int = 8192, selected: bool = True) -> Iterator[dict[str, np.ndarray]]:
@@ -84,6 +94,20 @@ def rows_digest(store: Path) -> str:
     if selected.inputs["embeddings"] != embedded:
         raise UnclipError(f"the store {store} has changed since `unclip select`; run it again")
     return selected.digest
+
+
+def part_digest(path: Path) -> str:
+    """Stands for the rows that readers get of one part.
+
+    Raises:
+        UnclipError: it has no record, or came after the last `select`.
+    """
+    part = read_part(path.parent, path.stem)
+    if part is None:
+        raise UnclipError(f"{path} has no record {path.stem}.json, so it is not known to be whole; run `unclip embed` again")
+    rows = selected_rows(path)
+    dropped = [] if rows is None else rows.filter(pc.not_equal(rows["status"], "kept"))["key"].to_pylist()
+    return fingerprint([part.digest, dropped]) if dropped else part.digest
 
 
 def num_rows(store: Path) -> int:

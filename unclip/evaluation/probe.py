@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unclip.data.index import normalised
-from unclip.data.store import emb_width, iter_batches
+from unclip.data.store import emb_width, iter_batches, normalised
 from unclip.evaluation.scene_labels import HEADS, UNSAID, labels_of, seen_of
 from unclip.worlds.judge import Seen
 from unclip.worlds.shapes import parse_caption
