@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from tests.data.faults import FaultServer, fault_server, image_bytes
-from unclip.data.fetch import Limits, Opener
+from unclip.data.connection import Limits
 from unclip.data.outcomes import outcome
+from unclip.data.web import Opener
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,9 @@ def fetched(server: FaultServer, tmp_path: Path) -> Callable[..., bytes]:
         settings: dict[str, Any] = {
             "allow_private": False,
             "allowed": allowed,
+            "robots": False,
             "max_bytes": 300_000,
+            "max_pixels": 200_000,
             "max_seconds": 1.5,
             "user_agent": "unclip/test",
             "tally": str(tmp_path),
@@ -87,5 +90,5 @@ def test_a_server_that_drips_costs_no_more_than_max_seconds(fetched: Callable[..
 
 def test_a_name_that_resolves_to_a_private_address_is_refused(fetched: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     answers = [(2, 1, 6, "", ("93.184.215.14", 80)), (2, 1, 6, "", ("192.168.0.7", 80))]
-    monkeypatch.setattr("unclip.data.fetch.socket.getaddrinfo", lambda *_, **__: answers)
+    monkeypatch.setattr("unclip.data.connection.socket.getaddrinfo", lambda *_, **__: answers)
     assert failure(fetched, "http://rebinding.example/x.png") == ("private address", "rebinding.example is 192.168.0.7")
