@@ -160,6 +160,14 @@ def test_importing_twice_changes_nothing(exported: Path, tmp_path: Path) -> None
     assert next((tmp_path / "root" / "decoder").rglob("ema.safetensors")).read_bytes() == weights
 
 
+def test_a_model_can_be_exported_without_another_that_can_not(tmp_path: Path) -> None:
+    config = write_root(tmp_path / "root", decoder=dataclasses.replace(DECODER, unet=dataclasses.replace(UNET, positions=True)))
+    with pytest.raises(UnclipError, match="positions is True, .*; --model exports another one alone"):
+        export_models(paths_of(config), tmp_path / "out", ("prior", "decoder", "upsampler"))
+    assert not (tmp_path / "out").exists()
+    assert export_models(paths_of(config), tmp_path / "out", ("prior",)).components == ["prior"]
+
+
 def test_only_what_is_trained_is_exported(tmp_path: Path) -> None:
     config = write_root(tmp_path / "root", train=False)
     with pytest.raises(UnclipError, match="nothing to export"):

@@ -105,7 +105,11 @@ def export_models(paths: Paths, out: Path, wanted: Sequence[ModelName]) -> Expor
     with replacing(out) as aside:
         aside.mkdir()
         for name in found:
-            written, note = _WRITERS[name](paths, aside)
+            try:
+                written, note = _WRITERS[name](paths, aside)
+            except UnclipError as error:
+                alone = "; --model exports another one alone" if len(found) > 1 else ""
+                raise UnclipError(f"{error}{alone}") from None
             facts["components"] |= written
             notes += note
             classes += [f"{entry['class']}.from_pretrained('{component}')" for component, entry in written.items()]
