@@ -88,6 +88,21 @@ def clip_facts(folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def read_facts(folder: Path) -> dict[str, dict[str, Any]]:
+    """What `export_models` says beside components, by its parts; empty where a folder was made by others.
+
+    Raises:
+        UnclipError: it is not what an export writes.
+    """
+    if not (folder / FACTS).is_file():
+        return {}
+    facts = read_json(folder / FACTS)
+    parts = ("clip", "components")
+    if not isinstance(facts, dict) or not all(isinstance(facts.get(part), dict) for part in parts):
+        raise UnclipError(f"{folder / FACTS} is not what unclip export writes; remove it")
+    return {part: facts[part] for part in parts}
+
+
 def export_models(paths: Paths, out: Path, wanted: Sequence[ModelName]) -> Exported:
     """Writes the averaged weights of the models that a root has trained into a new folder.
 
