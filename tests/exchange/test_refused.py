@@ -130,6 +130,18 @@ def test_weights_changed_after_the_export_are_told_from_ours(exported: Path, tmp
     refused(folder, tmp_path, "embedding_proj.weight in .* was changed after unclip.safetensors was written; remove")
 
 
+def test_our_own_file_can_not_ask_for_more_than_it_holds(exported: Path, tmp_path: Path) -> None:
+    folder = copied(exported, tmp_path)
+    own = folder / "text_proj" / "unclip.safetensors"
+    held = load_file(own)
+    save_file(held, own, metadata={"network": json.dumps({"num_null_text": 10**12})})
+    refused(folder, tmp_path, r"num_null_text in .* must be in \[0, 1000\], got 1000000000000")
+    save_file(held, own, metadata={"network": json.dumps({"num_null_text": 999, "text_to_step": False})})
+    refused(folder, tmp_path, r"1 of another shape \(null_text is")
+    save_file(held, own, metadata={"network": "[]"})
+    refused(folder, tmp_path, "is not what unclip writes beside a component")
+
+
 def test_models_of_another_clip_are_refused(exported: Path, tmp_path: Path) -> None:
     config = write_root(tmp_path / "other", clip_seed=1, train=False)
     with pytest.raises(UnclipError, match="belong to a CLIP with the weights"):
@@ -158,6 +170,14 @@ def test_importing_twice_changes_nothing(exported: Path, tmp_path: Path) -> None
     weights = next((tmp_path / "root" / "decoder").rglob("ema.safetensors")).read_bytes()
     assert import_models(first.config, paths_of, exported, "diffusers", "imported") == first
     assert next((tmp_path / "root" / "decoder").rglob("ema.safetensors")).read_bytes() == weights
+
+
+def test_a_model_can_be_exported_without_another_that_can_not(tmp_path: Path) -> None:
+    config = write_root(tmp_path / "root", decoder=dataclasses.replace(DECODER, unet=dataclasses.replace(UNET, positions=True)))
+    with pytest.raises(UnclipError, match="positions is True, .*; --model exports another one alone"):
+        export_models(paths_of(config), tmp_path / "out", ("prior", "decoder", "upsampler"))
+    assert not (tmp_path / "out").exists()
+    assert export_models(paths_of(config), tmp_path / "out", ("prior",)).components == ["prior"]
 
 
 def test_only_what_is_trained_is_exported(tmp_path: Path) -> None:

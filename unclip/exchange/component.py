@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from unclip.files import UnclipError, read_json, write_json
 
 CONFIG, STEM, OWN = "config.json", "diffusion_pytorch_model", "unclip.safetensors"
 CHANGED = 1e-5  # the largest relative difference of weights that are still those which were exported
-NETWORK = "network"
+NETWORK, MOST_OWN = "network", 1000
 
 
 @dataclass(frozen=True)
@@ -88,31 +88,41 @@ def read_component(folder: Path, component: Component, ours_on_meta: Mapping[str
     """
     path = find_weights(folder, STEM)
     require_same(read_shapes(path), component.expected(ours_on_meta), where=str(path), means=f"the {component.class_name} in {folder / CONFIG}")
+    own = folder / OWN
+    if own.is_file():
+        expected = {name: tuple(ours_on_meta[name].shape) for name in own_names(component.links)}
+        require_same(read_shapes(own), expected, where=str(own), means="what diffusers has no place for")
     theirs = as_float(read_weights(path))
     taken = take_all(component.links, theirs)
     for name, value in give_all([link for link in component.links if not link.ours], {}).items():
         if not torch.equal(value, theirs[name]):
-            raise UnclipError(f"{name} in {path} says something, and the network that was exported has nothing of the kind; remove {folder / OWN}")
-    own = folder / OWN
+            raise UnclipError(f"{name} in {path} says something, and the network that was exported has nothing of the kind; remove {own}")
     if own.is_file():
-        held = read_weights(own)
-        require_same(shapes_of(held), {name: tuple(ours_on_meta[name].shape) for name in own_names(component.links)}, where=str(own), means="this component")
-        inexact = [link for link in component.links if not link.is_exact]
-        for name, value in give_all(inexact, held).items():
+        held = as_float(read_weights(own))
+        for name, value in give_all([link for link in component.links if not link.is_exact], held).items():
             if not torch.allclose(value, theirs[name], rtol=CHANGED, atol=CHANGED):
                 raise UnclipError(f"{name} in {path} was changed after {own.name} was written; remove {own} to take the changed weights")
         taken |= held
     return {name: value.contiguous() for name, value in taken.items()}
 
 
-def own_network(folder: Path) -> dict[str, Any]:
-    """Our config in our own file of a component; empty where there is none."""
+def own_setting(folder: Path, name: str, default: int) -> int:
+    """A whole number (or yes and no) of our config in our own file of a component; the default where there is no such file.
+
+    Raises:
+        UnclipError: the file says something else.
+    """
     own = folder / OWN
     if not own.is_file():
-        return {}
-    with safe_open(own, framework="pt") as file:
-        network: dict[str, Any] = json.loads((file.metadata() or {}).get(NETWORK, "{}"))
-    return network
+        return default
+    try:
+        with safe_open(own, framework="pt") as file:
+            value = json.loads((file.metadata() or {}).get(NETWORK, "{}")).get(name, default)
+    except (SafetensorError, ValueError, AttributeError) as error:
+        raise UnclipError(f"{own} is not what unclip writes beside a component ({error}); remove it") from None
+    if not isinstance(value, int) or not 0 <= value <= MOST_OWN:
+        raise UnclipError(f"{name} in {own} must be in [0, {MOST_OWN}], got {value!r}")
+    return value
 
 
 class Reader:

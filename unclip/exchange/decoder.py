@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unclip.decoder import Decoder, DecoderConfig
-from unclip.exchange.component import Component, Reader, component_shapes, own_network, read_component_config
+from unclip.exchange.component import Component, Reader, component_shapes, own_setting, read_component_config
 from unclip.exchange.links import Link, State, both, folded, missing_there, modules, nothing_here, renamed, strided
 from unclip.exchange.prior import NUM_EMPTY_TEXT
 from unclip.exchange.scheduler import Noising
@@ -96,10 +96,10 @@ def decoder_from_diffusers(text_folder: Path, unet_folder: Path, noising: Noisin
         raise UnclipError(f"{unet_folder} has {unet.in_channels} channels in and {unet.out_channels} out; expected 3, and 3 or with a learned variance 6")
     if noising.clamp != PIXEL_CLAMP:
         raise UnclipError(f"the scheduler of {unet_folder} clips at {noising.clamp}; pictures of unclip lie in [-{PIXEL_CLAMP}, {PIXEL_CLAMP}]")
-    own = own_network(text_folder)
     config = DecoderConfig(
         unet=unet.config, step_width=unet.step_width, sinusoids="channels", num_image_tokens=text.size("clip_extra_context_tokens", 4),
-        context_width=unet.context_width, num_null_text=int(own.get("num_null_text", NUM_EMPTY_TEXT)), text_to_step=bool(own.get("text_to_step", True)),
+        context_width=unet.context_width, num_null_text=own_setting(text_folder, "num_null_text", NUM_EMPTY_TEXT),
+        text_to_step=bool(own_setting(text_folder, "text_to_step", True)),
         learned_variance=unet.out_channels == 6, prediction=noising.prediction, schedule=noising.schedule, num_train_steps=noising.num_train_steps,
     )  # fmt: skip
     emb_width = text.size("clip_embeddings_dim", 768)

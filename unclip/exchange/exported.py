@@ -88,6 +88,21 @@ def clip_facts(folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def read_facts(folder: Path) -> dict[str, dict[str, Any]]:
+    """What `export_models` says beside components, by its parts; empty where a folder was made by others.
+
+    Raises:
+        UnclipError: it is not what an export writes.
+    """
+    if not (folder / FACTS).is_file():
+        return {}
+    facts = read_json(folder / FACTS)
+    parts = ("clip", "components")
+    if not isinstance(facts, dict) or not all(isinstance(facts.get(part), dict) for part in parts):
+        raise UnclipError(f"{folder / FACTS} is not what unclip export writes; remove it")
+    return {part: facts[part] for part in parts}
+
+
 def export_models(paths: Paths, out: Path, wanted: Sequence[ModelName]) -> Exported:
     """Writes the averaged weights of the models that a root has trained into a new folder.
 
@@ -105,7 +120,11 @@ def export_models(paths: Paths, out: Path, wanted: Sequence[ModelName]) -> Expor
     with replacing(out) as aside:
         aside.mkdir()
         for name in found:
-            written, note = _WRITERS[name](paths, aside)
+            try:
+                written, note = _WRITERS[name](paths, aside)
+            except UnclipError as error:
+                alone = "; --model exports another one alone" if len(found) > 1 else ""
+                raise UnclipError(f"{error}{alone}") from None
             facts["components"] |= written
             notes += note
             classes += [f"{entry['class']}.from_pretrained('{component}')" for component, entry in written.items()]

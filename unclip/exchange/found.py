@@ -15,12 +15,12 @@ from unclip.exchange import prior as priors
 from unclip.exchange import upsampler as upsamplers
 from unclip.exchange.component import OWN, STEM, read_component
 from unclip.exchange.decoder import DecoderShape, decoder_components, decoder_from_diffusers, karlo_decoder_links
-from unclip.exchange.exported import FACTS
+from unclip.exchange.exported import read_facts
 from unclip.exchange.links import Link, State, give_all, require_same, shapes_of, take_all
 from unclip.exchange.prior import PriorShape, karlo_prior_links, prior_component, prior_from_diffusers
 from unclip.exchange.scheduler import read_scheduler
 from unclip.exchange.weights import as_float, find_weights, read_shapes, read_torch, read_weights
-from unclip.files import UnclipError, read_json, sha256_file
+from unclip.files import UnclipError, sha256_file
 from unclip.training.upsampler import PLACES, Place
 from unclip.upsampler import UpsamplerConfig
 
@@ -87,7 +87,7 @@ def read_diffusers(folder: Path, config: RunConfig) -> Found:
         if not (text / OWN).is_file():
             hiding.add("decoder")
     size = config.decoder.network.unet.image_size if found.decoder is None else found.decoder[0].config.unet.image_size
-    facts = read_json(folder / FACTS).get("components", {}) if (folder / FACTS).is_file() else {}
+    facts = read_facts(folder).get("components", {})
     larger: dict[Place, tuple[UpsamplerConfig, State]] = {}
     for place in places:
         name = upsamplers.NAMES[place]

@@ -13,10 +13,10 @@ from unclip.data.manifest import Stage, read_manifest
 from unclip.exchange import decoder as decoders
 from unclip.exchange import prior as priors
 from unclip.exchange import upsampler as upsamplers
-from unclip.exchange.exported import FACTS, clip_facts
+from unclip.exchange.exported import clip_facts, read_facts
 from unclip.exchange.found import Format, Found, read_diffusers, read_karlo
 from unclip.exchange.links import State
-from unclip.files import UnclipError, exclusive, fingerprint, read_json
+from unclip.files import UnclipError, exclusive, fingerprint
 from unclip.layout import Paths
 from unclip.training.prior import family_of, section_of
 from unclip.training.upsampler import UpsamplerFamily
@@ -110,9 +110,9 @@ def _write_runs(config: RunConfig, paths: Paths, found: Found) -> tuple[Path, ..
 
 def _require_clip(folder: Path, facts: Mapping[str, Any], clip_folder: Path) -> None:
     """Where the folder says which CLIP its models belong to, that must be the root's."""
-    if not (folder / FACTS).is_file():
+    said = read_facts(folder).get("clip")
+    if said is None:
         return
-    said = read_json(folder / FACTS).get("clip", {})
     if said.get("weights_sha256") != facts["weights_sha256"]:
         raise UnclipError(
             f"the models in {folder} belong to a CLIP with the weights {str(said.get('weights_sha256'))[:16]} ({said.get('origin')}),"

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unclip.exchange.component import Component, Reader, component_shapes, own_network, read_component_config
+from unclip.exchange.component import Component, Reader, component_shapes, own_setting, read_component_config
 from unclip.exchange.links import Link, both, folded, interleaved, joined, missing_there, modules, renamed, reshaped
 from unclip.exchange.scheduler import Noising
 from unclip.files import UnclipError
@@ -83,7 +83,7 @@ def prior_from_diffusers(folder: Path, noising: Noising) -> PriorShape:
     try:
         config = DiffusionPriorConfig(
             width=width, head_width=head_width, depth=reader.count("num_layers", 20), max_text_tokens=reader.size("num_embeddings", 77),
-            num_null_text=int(own_network(folder).get("num_null_text", NUM_EMPTY_TEXT)), prediction=noising.prediction, schedule=noising.schedule,
+            num_null_text=own_setting(folder, "num_null_text", NUM_EMPTY_TEXT), prediction=noising.prediction, schedule=noising.schedule,
             num_train_steps=noising.num_train_steps, clamp=noising.clamp,
         )  # fmt: skip
     except ValueError as error:

@@ -7,7 +7,7 @@ super_res_last, tuned otherwise, for that one). An upsampler of ours is one netw
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from unclip.upsampler import PIXEL_CLAMP, STEP_WIDTH, Upsampler, UpsamplerConfig
 
 NAMES: Mapping[Place, str] = {"first": "super_res_first", "second": "super_res_second"}
 SCHEDULERS: Mapping[Place, str] = {"first": "super_res_scheduler", "second": "super_res_second_scheduler"}
+Enlarge = Literal["bilinear", "bicubic"]
 LAST_STEP, KARLO_PREFIX, KARLO_LAST_STEP = "super_res_last", "model_first_steps", "model_last_step"
 
 
@@ -77,9 +78,12 @@ def upsampler_from_diffusers(folder: Path, noising: Noising, facts: Mapping[str,
         raise UnclipError(f"expected an upsampler with 6 channels in and 3 out in {folder}, got {unet.in_channels} and {unet.out_channels}")
     if unet.step_width != STEP_WIDTH * unet.config.channels or noising.clamp != PIXEL_CLAMP:
         raise UnclipError(f"{folder} has time_embedding_dim {unet.step_width} and clips at {noising.clamp}; expected {STEP_WIDTH} times the channels, and 1.0")
+    enlarge = facts.get("enlarge", "bicubic")
+    if enlarge not in get_args(Enlarge):
+        raise UnclipError(f"the facts beside {folder} say that pictures are enlarged by {enlarge!r}, expected one of {', '.join(get_args(Enlarge))}")
     try:
         return UpsamplerConfig(
-            low_size=facts.get("low_size", low_size), unet=unet.config, enlarge=facts.get("enlarge", "bicubic"), prediction=noising.prediction,
+            low_size=facts.get("low_size", low_size), unet=unet.config, enlarge=enlarge, prediction=noising.prediction,
             schedule=noising.schedule, num_train_steps=noising.num_train_steps,
         )  # fmt: skip
     except (ValueError, TypeError) as error:
