@@ -51,7 +51,7 @@ def iter_batches(store: Path, columns: Sequence[str], *, batch_size: int = 8192)
                 for batch in file.iter_batches(batch_size=batch_size, columns=list(columns)):
                     yield {name: column_array(batch.column(name)) for name in columns}
         except (OSError, pa.ArrowInvalid) as error:
-            raise UnclipError(f"{path} is damaged ({str(error)[:200]}); remove it and its .json, and run `unclip embed` again") from None
+            raise UnclipError(f"{path} is damaged ({' '.join(str(error).split())[:200]}); remove it and its .json, and run `unclip embed` again") from None
 
 
 def require_columns(store: Path, columns: Sequence[str]) -> None:
