@@ -68,6 +68,7 @@ BEGUN = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_killed_in_any_stage_it_goes_on_to_the_same_result(stage: str, root: Path, tmp_path: Path) -> None:
     copy = copied(root, tmp_path / "root")
@@ -132,6 +133,7 @@ def test_wrong_sources_are_one_line_each(tmp_path: Path) -> None:
     fails(unclip("run", tmp_path / "d"), "expected a source")
 
 
+@pytest.mark.slow
 def test_a_folder_of_images_goes_the_same_way_as_a_list(root: Path, tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
@@ -175,6 +177,7 @@ def test_a_flipped_byte_in_the_store_is_named(root: Path, tmp_path: Path) -> Non
     fails(unclip("index", copy), "00000.parquet", "unclip embed")
 
 
+@pytest.mark.slow
 def test_another_clips_embeddings_are_never_mixed(root: Path, tmp_path: Path) -> None:
     copy = copied(root, tmp_path / "root")
     part = (folder_of(copy, "embed") / "00000.parquet").read_bytes()
@@ -241,6 +244,7 @@ def test_a_missing_embedding_is_a_counted_row_and_shifts_nothing(root: Path, tmp
     assert manifest(copy, "decoder")["counts"]["rejected"] == {"embedding missing": 1}  # type: ignore[index]
 
 
+@pytest.mark.slow
 def test_a_bounded_training_is_finished_and_goes_on_to_the_same_end(root: Path, tmp_path: Path) -> None:
     copy = copied(root, tmp_path / "root")
     shutil.rmtree(folder_of(copy, "decoder"))

@@ -98,6 +98,7 @@ def processes_of(root: Path) -> list[psutil.Process]:
     return [process for process in psutil.process_iter(["cmdline"]) if str(root) in " ".join(process.info["cmdline"] or [])]
 
 
+@pytest.mark.slow
 def test_the_command_trains_in_two_processes_to_the_same_curve(root: Path, tmp_path: Path) -> None:
     copy = copied(root, tmp_path / "root")
     shutil.rmtree(folder_of(copy, "prior"))
@@ -122,6 +123,7 @@ def test_the_command_trains_in_two_processes_to_the_same_curve(root: Path, tmp_p
     assert processes_of(copy) == []
 
 
+@pytest.mark.slow
 def test_sigterm_saves_in_all_processes_and_none_is_left(root: Path, tmp_path: Path) -> None:
     copy = copied(root, tmp_path / "root")
     shutil.rmtree(folder_of(copy, "decoder"))
@@ -142,6 +144,7 @@ def test_sigterm_saves_in_all_processes_and_none_is_left(root: Path, tmp_path: P
     assert processes_of(copy) == []
 
 
+@pytest.mark.slow
 def test_a_users_error_in_the_processes_is_the_commands_own(root: Path, tmp_path: Path) -> None:
     copy = copied(root, tmp_path / "root")
     (folder_of(copy, "embed") / "manifest.json").unlink()
