@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from tests.small_models import small_clip, small_models
+from tests.small_models import ALL_OF_IT, PLAIN, small_clip, small_models
 from unclip.clip import Clip
 from unclip.decoder import DecoderCondition
 from unclip.diffusion.sampling import make_denoiser
 from unclip.diffusion.schedule import make_schedule, respace
-from unclip.generate import GenerateConfig, RowNoise, decoder_denoiser, generate, numbers_of, text_condition
+from unclip.files import UnclipError
+from unclip.generate import GenerateConfig, Models, RowNoise, decoder_denoiser, generate, noise_condition, numbers_of, text_condition
 from unclip.prior.condition import PriorSampling
 from unclip.upsampler import UpsamplerSampling
 
@@ -104,6 +105,67 @@ def test_rows_have_streams_of_their_own() -> None:
     assert torch.equal(together[1:2], noise([1]))
     assert not torch.equal(together[0], together[1])
     assert not torch.equal(noise([0], 1), noise([0], 2))
+
+
+def test_the_batch_size_does_not_change_a_bit_with_everything_on(clip: Clip) -> None:
+    models = small_models(clip, "none", ALL_OF_IT)
+    config = GenerateConfig(decoder_steps=3, guidance_scale=(2.0, 1.5), condition_noise=200, sampler="ddpm", seed=4)
+    runs = [generate(models, CAPTIONS, dataclasses.replace(config, batch_size=size)).pictures for size in (1, 5)]
+    assert np.array_equal(*runs)
+
+
+def denoised(models: Models, config: GenerateConfig) -> tuple[torch.Tensor, int]:
+    """What the guided decoder says of some noise, and how often the U-Net was called for it."""
+    condition = text_condition(models.clip, CAPTIONS)
+    denoiser, schedule = decoder_denoiser(models.decoder, condition.text_emb, condition, config)
+    calls: list[int] = []
+    hook = models.decoder.unet.register_forward_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        said = denoiser(torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.full((5,), len(schedule) - 1))
+    hook.remove()
+    return said.x0, len(calls)
+
+
+def test_guidance_of_one_is_none_and_costs_one_call(clip: Clip) -> None:
+    models = small_models(clip, "none")
+    plain, calls = denoised(models, GenerateConfig())
+    by_two, calls_by_two = denoised(models, GenerateConfig(guidance_scale=(1.0, 1.0)))
+    assert torch.equal(plain, by_two)
+    assert (calls, calls_by_two) == (1, 1)
+
+
+@pytest.mark.parametrize(("scale", "calls"), [(2.0, 2), ((2.0, 2.0), 2), ((1.0, 2.0), 2), ((2.0, 1.0), 3)])
+def test_guidance_calls_what_it_needs(clip: Clip, scale: float | tuple[float, float], calls: int) -> None:
+    assert denoised(small_models(clip, "none"), GenerateConfig(guidance_scale=scale))[1] == calls
+
+
+def test_equal_scales_are_the_usual_guidance(clip: Clip) -> None:
+    models = small_models(clip, "none")
+    assert torch.equal(denoised(models, GenerateConfig(guidance_scale=2.0))[0], denoised(models, GenerateConfig(guidance_scale=(2.0, 2.0)))[0])
+
+
+def test_condition_noise_is_drawn_a_row_and_changes_the_picture(clip: Clip) -> None:
+    models = small_models(clip, "none", ALL_OF_IT)
+    image_emb = models.clip.encode_texts(CAPTIONS).text_emb
+    config = GenerateConfig(condition_noise=300, seed=4)
+    assert noise_condition(models.decoder, image_emb, GenerateConfig(), rows=range(5)) is image_emb
+    noised = noise_condition(models.decoder, image_emb, config, rows=range(5))
+    torch.testing.assert_close(noise_condition(models.decoder, image_emb[3:], config, rows=[3, 4]), noised[3:])
+    assert not torch.allclose(noised[0], noised[4])  # the same caption in another row
+
+
+def test_what_does_not_fit_the_decoder_is_refused(clip: Clip) -> None:
+    with pytest.raises(UnclipError, match="condition_noise up to 0; expected no more, got 100"):
+        generate(small_models(clip, "none"), CAPTIONS, GenerateConfig(condition_noise=100))
+    blind = small_models(clip, "none", dataclasses.replace(PLAIN, text_states=False))
+    with pytest.raises(UnclipError, match=r"sees no caption; expected one generate.guidance_scale, got \(2.0, 1.0\)"):
+        generate(blind, CAPTIONS, GenerateConfig(guidance_scale=(2.0, 1.0)))
+    with pytest.raises(UnclipError, match="give --prior none"):
+        generate(small_models(clip, "linear", dataclasses.replace(PLAIN, embedding="text")), CAPTIONS, GenerateConfig())
+    with pytest.raises(ValueError, match="guidance_scale must be finite, got nan"):
+        GenerateConfig(guidance_scale=float("nan"))
+    with pytest.raises(ValueError, match=r"condition_noise must be in \[0, 1000\]"):
+        GenerateConfig(condition_noise=1001)
 
 
 def test_the_decoder_has_no_analytic_sampler() -> None:

@@ -47,7 +47,7 @@ Picture = Image.Image | Path | str | np.ndarray | Tensor
 PriorChoice = Literal["first", "none"] | PriorKind
 
 STEPS = 100  # of an inversion, and of the drawing that shall come back to it
-GUIDANCE = 1.0  # the same: a guided decoder is farther from having an inverse
+GUIDANCE = 1.0  # of that drawing: with any, the picture itself does not come back
 ETA = 0.5  # of variations: as much is kept as changed
 
 
@@ -122,15 +122,16 @@ class Unclip:
         asked = check_captions([captions] if isinstance(captions, str) else captions)
         if num < 1:
             raise UnclipError(f"the number of pictures must be at least 1, got {num}")
-        return generate_pictures(self.models, [caption for caption in asked for _ in range(num)], dataclasses.replace(self.config, seed=seed))
+        config = self.with_settings(seed=seed, decoder_steps=self._steps(self.config.decoder_steps)).config
+        return generate_pictures(self.models, [caption for caption in asked for _ in range(num)], config)
 
     def embed(self, pictures: Sequence[Picture]) -> Tensor:
         """Raw CLIP image embeddings (n, E) of pictures."""
         return embed_pictures(self.models, [as_picture(picture) for picture in pictures])[1].cpu()
 
-    def invert(self, pictures: Sequence[Picture], *, caption: str = HIDDEN, steps: int = STEPS, guidance: float = GUIDANCE) -> Latent:
+    def invert(self, pictures: Sequence[Picture], *, caption: str = HIDDEN, steps: int = STEPS) -> Latent:
         """What pictures are to the models: embeddings (n, E), and noise (n, 3, H, H) by DDIM inversion."""
-        return latent_of(self.models, [as_picture(picture) for picture in pictures], self._inverse(steps, guidance, 0), caption=caption)
+        return latent_of(self.models, [as_picture(picture) for picture in pictures], self._inverse(steps, GUIDANCE, 0), caption=caption)
 
     def variations(
         self, picture: Picture, *, num: int = 4, eta: float = ETA, caption: str = HIDDEN, steps: int = STEPS, guidance: float = GUIDANCE, seed: int = 0
@@ -155,7 +156,7 @@ class Unclip:
         self, picture: Picture, mask: Picture, caption: str, *, num: int = 1, steps: int = STEPS, eta: float = 1.0, resamples: int = 1, seed: int = 0
     ) -> Inpainted:
         """The white of the mask drawn anew from the caption; every other pixel stays, bit for bit."""
-        config = dataclasses.replace(self.config, decoder_steps=self._steps(steps), seed=seed)
+        config = self.with_settings(decoder_steps=self._steps(steps), seed=seed).config
         (asked,) = check_captions([caption])
         return inpaint_picture(self.models, as_picture(picture), as_mask(mask), asked, config, num=num, eta=eta, num_resamples=resamples)
 
@@ -175,8 +176,7 @@ class Unclip:
         return measure_round_trip(self.models, pixels, image_emb, config, num_steps=[self._steps(steps) for steps in num_steps], caption=caption)
 
     def _inverse(self, steps: int, guidance: float, seed: int) -> GenerateConfig:
-        config = deterministic(self.config)
-        return dataclasses.replace(config, decoder_steps=self._steps(steps), guidance_scale=guidance, seed=seed)
+        return deterministic(self.with_settings(decoder_steps=self._steps(steps), guidance_scale=guidance, seed=seed).config)
 
     def _steps(self, steps: int) -> int:
         most = self.models.decoder.config.num_train_steps

@@ -36,8 +36,8 @@ class DecoderConfig:
         num_null_text: tokens that stand in for a dropped caption, each learned; with 0 one learned token takes the place
             of each of the caption's own.
         text_to_step: whether the caption's text embedding is added to the step embedding too (Karlo).
-        condition_noise: whether the image embedding may be noised, at a level that the network is told (Stable unCLIP), so
-            that a prior's imperfect embeddings lie inside of what it has seen.
+        condition_noise: the highest level of noise on the image embedding in training, up to 1000; the network is told each
+            level (Stable unCLIP), so that a prior's imperfect embeddings lie inside of what it has seen. 0 is none.
         learned_variance: whether the output's second half says the variance of a step (Nichol & Dhariwal 2021).
         prediction, schedule, num_train_steps: what the network says, and the noise it was trained with.
     """
@@ -53,7 +53,7 @@ class DecoderConfig:
     text_states: bool = True
     num_null_text: int = 0
     text_to_step: bool = False
-    condition_noise: bool = False
+    condition_noise: int = 0
     learned_variance: bool = False
     prediction: Prediction = "v"
     schedule: ScheduleName = "cosine"
@@ -64,6 +64,8 @@ class DecoderConfig:
             raise ValueError(f"num_null_text must be at least 0, got {self.num_null_text}")
         if self.num_null_text and not self.text_states:
             raise ValueError(f"num_null_text has no effect without text_states; expected 0, got {self.num_null_text}")
+        if not 0 <= self.condition_noise <= MAX_CONDITION_NOISE:
+            raise ValueError(f"condition_noise must be in [0, {MAX_CONDITION_NOISE}], got {self.condition_noise}")
         if self.embedding == "text" and self.text_to_step:
             raise ValueError("text_to_step would tell the text embedding twice where embedding is 'text'; expected False, got True")
 

@@ -3,7 +3,9 @@
 The folder is written whole or not at all, and takes the place of nothing that another program made.
 """
 
+import errno
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -56,11 +58,14 @@ def check_place(out: Path, *, overwrite: bool) -> None:
     """Refuses a folder to write to before any work is done.
 
     Raises:
-        UnclipError: it has the name of a file; or it is there, and `overwrite` is not set or it holds something else.
+        UnclipError: it has the name of a file, or can't be made; or it is there, and `overwrite` is not set or it holds something else.
     """
     if out.suffix.lower() in (".png", ".jpg", ".jpeg", ".gif", ".webp", ".json"):
         raise UnclipError(f"--out names a folder of pictures, got {out}; leave out its {out.suffix}")
     if not out.exists() and not out.is_symlink():
+        above = next(folder for folder in out.absolute().parents if folder.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+            raise UnclipError(f"{out} can't be made: {above} is {'a folder that this user may not write to' if above.is_dir() else 'a file'}")
         return
     if not out.is_dir() or out.is_symlink():
         raise UnclipError(f"{out} is there and is no folder; give another --out")
@@ -82,9 +87,18 @@ def write_gallery(out: Path, gallery: Gallery, *, overwrite: bool) -> list[Path]
     """Writes the folder, and returns the files of the single pictures.
 
     Raises:
-        UnclipError: see `check_place`.
+        UnclipError: see `check_place`; or the folder can't be written.
     """
     check_place(out, overwrite=overwrite)
+    try:
+        return _written(out, gallery)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise  # which every command says in its own words
+        raise UnclipError(f"{out} can't be written ({error.strerror or error})") from None
+
+
+def _written(out: Path, gallery: Gallery) -> list[Path]:
     files = file_names(gallery.names)
     common = {"made_by": MADE_BY, "version": version("unclip"), "settings": dict(gallery.settings)}
     with replacing(out) as aside:
@@ -129,10 +143,13 @@ def read_png_text(path: Path) -> dict[str, Any]:
     Raises:
         UnclipError: it says nothing.
     """
-    with Image.open(path) as picture:
-        said = getattr(picture, "text", {}).get(TEXT_KEY)
+    try:
+        with Image.open(path) as picture:
+            said = getattr(picture, "text", {}).get(TEXT_KEY)
+    except OSError:
+        said = None
     if said is None:
-        raise UnclipError(f"{path} is no picture that unclip made: it has no PNG text {TEXT_KEY!r}")
+        raise UnclipError(f"expected a picture that unclip made, with the PNG text {TEXT_KEY!r}, got {path}")
     content: dict[str, Any] = json.loads(said)
     return content
 

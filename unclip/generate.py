@@ -7,6 +7,7 @@ it is given at once, so on a CPU each picture is made by itself: the same one, b
 On a GPU pictures are made together, and are the same up to rounding.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -42,7 +43,7 @@ class GenerateConfig:
         prior: how the prior is sampled.
         decoder_steps, sampler, eta: of the decoder.
         guidance_scale: of the decoder; one number for embedding and caption together, or one for each of them. 1.0 is none.
-        condition_noise: level of noise on the image embedding, in [0, 1000], that a decoder trained for it is told.
+        condition_noise: level of noise on the image embedding, which a decoder that was trained for it is told.
         batch_size: pictures that a GPU makes at once.
         upsampler: how the upsamplers are sampled.
     """
@@ -64,6 +65,10 @@ class GenerateConfig:
         for name in ("num_candidates", "decoder_steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not all(math.isfinite(scale) for scale in self.guidance_scales):
+            raise ValueError(f"guidance_scale must be finite, got {self.guidance_scale}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
         if not 0 <= self.condition_noise <= MAX_CONDITION_NOISE:
             raise ValueError(f"condition_noise must be in [0, {MAX_CONDITION_NOISE}], got {self.condition_noise}")
         if self.sampler == "analytic":
@@ -144,27 +149,31 @@ def draw_candidates(prior: Prior | None, condition: TextCondition, config: Gener
 
 
 def decoder_denoiser(
-    decoder: Decoder, image_emb: Tensor, condition: TextCondition, config: GenerateConfig, *, show_text: bool = True, clamp: float | None = PIXEL_CLAMP
-) -> tuple[Denoiser, Schedule]:
+    decoder: Decoder, image_emb: Tensor, condition: TextCondition, config: GenerateConfig, *,
+    show_image: bool = True, show_text: bool = True, clamp: float | None = PIXEL_CLAMP,
+) -> tuple[Denoiser, Schedule]:  # fmt: skip
     """The decoder, guided, as samplers take it, for image embeddings (B, E) and their captions; and the steps to sample with.
 
     With `condition_noise`, the embeddings come noised already (`noise_condition`).
 
     Args:
+        show_image: whether the decoder is given the embeddings, or draws from the captions alone.
         show_text: whether the decoder reads the captions, or is guided by the embedding alone.
         clamp: x0 is kept in [-clamp, clamp].
 
     Raises:
         UnclipError: a scale for the caption where the decoder sees none, or condition noise that it was not trained for.
     """
-    if config.condition_noise and not decoder.config.condition_noise:
-        raise UnclipError(f"this decoder was trained without condition_noise; expected generate.condition_noise 0, got {config.condition_noise}")
+    if config.condition_noise > decoder.config.condition_noise:
+        raise UnclipError(
+            f"this decoder was trained with condition_noise up to {decoder.config.condition_noise}; expected no more, got {config.condition_noise}"
+        )
     scales = config.guidance_scales
     if scales[0] != scales[1] and not decoder.config.sees_text:
         raise UnclipError(f"this decoder sees no caption; expected one generate.guidance_scale, got {scales}")
     visible = torch.ones(len(image_emb), dtype=torch.bool, device=image_emb.device)
     level = torch.full((len(image_emb),), config.condition_noise, device=image_emb.device) if decoder.config.condition_noise else None
-    told = DecoderCondition(image_emb, condition.text_tokens, condition.text_mask, visible, visible & show_text, condition.text_emb, level)
+    told = DecoderCondition(image_emb, condition.text_tokens, condition.text_mask, visible & show_image, visible & show_text, condition.text_emb, level)
 
     def network(told: DecoderCondition) -> Network:
         read = decoder.read(told)  # once for all steps
@@ -186,10 +195,14 @@ def noise_condition(decoder: Decoder, image_emb: Tensor, config: GenerateConfig,
 
 
 @torch.no_grad()
-def decode_embeddings(decoder: Decoder, image_emb: Tensor, condition: TextCondition, config: GenerateConfig, *, rows: Sequence[int]) -> np.ndarray:
-    """Pictures (B, H, H, 3) uint8 of image embeddings (B, E) and their captions. `rows` seed the noise."""
+def decode_embeddings(
+    decoder: Decoder, image_emb: Tensor, condition: TextCondition, config: GenerateConfig, *,
+    rows: Sequence[int], show_image: bool = True, show_text: bool = True,
+) -> np.ndarray:  # fmt: skip
+    """Pictures (B, H, H, 3) uint8 of image embeddings (B, E) and their captions, of which one may be hidden. `rows` seed the noise."""
     side = decoder.config.unet.image_size
-    denoiser, schedule = decoder_denoiser(decoder, noise_condition(decoder, image_emb, config, rows=rows), condition, config)
+    noised = noise_condition(decoder, image_emb, config, rows=rows)
+    denoiser, schedule = decoder_denoiser(decoder, noised, condition, config, show_image=show_image, show_text=show_text)
     noise: Noise = RowNoise(config.seed, rows, DECODER_STREAM, (3, side, side), image_emb.device)
     return as_pictures(sample(config.sampler, denoiser, schedule, noise(), noise, eta=config.eta))
 
@@ -229,8 +242,23 @@ def numbers_of(captions: Sequence[str]) -> list[int]:
     return numbers
 
 
+def check_prior(models: Models) -> None:
+    """Refuses a prior before a decoder that does not want its embeddings.
+
+    Raises:
+        UnclipError: the decoder draws from text embeddings, and there is a prior.
+    """
+    if models.decoder.config.embedding == "text" and models.prior is not None:
+        raise UnclipError("this decoder draws from the caption's own embedding, so that a prior has no place; give --prior none")
+
+
 def generate(models: Models, captions: Sequence[str], config: GenerateConfig, *, label: str = "generate") -> Generated:
-    """One picture for every caption in the list; give a caption several times for several pictures of it."""
+    """One picture for every caption in the list; give a caption several times for several pictures of it.
+
+    Raises:
+        UnclipError: the settings do not fit the decoder, or the prior (`check_prior`).
+    """
+    check_prior(models)
     made: list[Generated] = []
     numbers = numbers_of(captions)
     with progress(label, len(captions), unit="picture") as bar:

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unclip.diffusion.guidance import guided
-from unclip.diffusion.process import add_noise, to_eps
+from unclip.diffusion.process import add_noise, log_variance_bounds, to_eps
 from unclip.diffusion.sampling import Denoised, Denoiser, Noise, SamplerName, analytic_variance, make_denoiser, sample, sample_ddim
 from unclip.diffusion.schedule import Schedule, make_schedule, respace
 
@@ -169,16 +168,33 @@ def test_clamp_bounds_what_the_sampler_sees() -> None:
     assert denoiser(torch.zeros(2, 2), torch.zeros(2, dtype=torch.long)).x0.max() == 1.0
 
 
-def test_guidance_of_one_is_the_conditional_network_itself() -> None:
-    def conditional(x: Tensor, t: Tensor) -> Tensor:
-        return x + 1
+def learned_share(schedule: Schedule) -> Tensor:
+    """(T,) what the variance half must say for the variance that the analytic sampler has for the Gaussian."""
+    least, most = log_variance_bounds(schedule)
+    fixed = schedule.betas * (1 - schedule.alphas_cumprod_prev) / (1 - schedule.alphas_cumprod)
+    wanted = (fixed + analytic_variance(schedule, gaussian_eps_square(make_schedule("cosine", 1000)))).clamp(min=1e-30).log()
+    return 2 * (wanted - least) / (most - least) - 1
 
-    assert guided(conditional, lambda x, t: x, 1.0) is conditional
+
+def test_a_learned_variance_is_sampled_with() -> None:
+    """A network that says the exact variance as its learned one samples as the analytic sampler does."""
+    schedule, fresh = respace(make_schedule("cosine", 1000), 10), normal(0)
+    plain, share = gaussian_denoiser(schedule), learned_share(schedule)
+
+    def network(x_t: Tensor, t: Tensor) -> Tensor:
+        i = torch.searchsorted(schedule.timesteps, t)
+        return torch.cat([plain(x_t, i).x0, share[i][:, None].expand_as(x_t)], dim=1)
+
+    found = sample("ddpm", make_denoiser(network, schedule, "x0"), schedule, fresh(), fresh)
+    torch.testing.assert_close(found, draw("analytic", 10))
 
 
-def test_guidance_moves_away_from_the_unconditional() -> None:
-    network = guided(lambda x, t: x + 1, lambda x, t: x - 1, 3.0)
-    torch.testing.assert_close(network(torch.zeros(2, 3), torch.zeros(2)), torch.full((2, 3), 5.0))
+@pytest.mark.parametrize("name", ["ddim", "dpm++"])
+def test_deterministic_samplers_see_x0_alone(name: SamplerName) -> None:
+    schedule, x_T = respace(make_schedule("cosine", 1000), 6), normal(1, 4)()
+    plain = gaussian_denoiser(schedule)
+    runs = [sample(name, denoiser, schedule, x_T, lambda: x_T) for denoiser in (plain, lambda x, i: Denoised(plain(x, i).x0, torch.full_like(x, 9.0)))]
+    assert torch.equal(runs[0], runs[1])
 
 
 def test_eta_without_ddim_is_refused() -> None:

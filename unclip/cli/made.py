@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from cyclopts import Parameter
+from PIL import Image
 
 from unclip.cli.app import console
 from unclip.files import UnclipError, sha256_file
@@ -24,13 +25,14 @@ Seed = Annotated[int, Parameter(help="The same seed gives the same pictures.")]
 Upsample = Annotated[bool, Parameter(negative="--no-upsample", help="Enlarge the pictures with the root's upsamplers, where it has any.")]
 Overwrite = Annotated[bool, Parameter(negative=(), help="Replace OUT where it holds pictures of an earlier command, and nothing else.")]
 Steps = Annotated[int, Parameter(help="Steps of the inversion, and as many of the drawing: the more, the closer the picture comes back.")]
-Guidance = Annotated[float, Parameter(help="Guidance by what the decoder is told; 1 is none, and comes back best.")]
+Guidance = Annotated[float, Parameter(help="Guidance when the pictures are drawn: more makes them clearer, and farther from the picture; 1 is none.")]
 Caption = Annotated[
     str, Parameter(help="Words that the decoder reads beside the embedding, when it seeks the noise and when it draws. Without them it reads none.")
 ]
 
 COLUMNS = 8
 MAX_ON_SHEET = 256
+SHEET_SIDE = 256  # pixels of a picture on a sheet, at most
 
 
 def models_of(root: str, prior: Prior, *, upsample: bool) -> "Unclip":
@@ -80,11 +82,15 @@ def labelled(about: Mapping[str, Any]) -> str:
 
 
 def sheet_of(pictures: np.ndarray, labels: Sequence[str], *, columns: int = COLUMNS) -> Any:
-    """The contact sheet of pictures (n, H, W, 3) uint8, or of the first of them where they are very many."""
+    """The contact sheet of pictures (n, H, W, 3) uint8, large ones made small, or of the first of them where they are very many."""
     from unclip.evaluation.pictures import contact_sheet
 
-    shown = min(len(pictures), MAX_ON_SHEET)
-    return contact_sheet(pictures[:shown], list(labels)[:shown], columns=max(1, min(columns, shown)))
+    shown = pictures[:MAX_ON_SHEET]
+    height, width = shown.shape[1:3]
+    if max(height, width) > SHEET_SIDE:
+        size = (max(1, round(width * SHEET_SIDE / max(height, width))), max(1, round(height * SHEET_SIDE / max(height, width))))
+        shown = np.stack([np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS)) for picture in shown])
+    return contact_sheet(shown, list(labels)[: len(shown)], columns=max(1, min(columns, len(shown))))
 
 
 def write(out: Path, gallery: "Gallery", *, overwrite: bool) -> None:

@@ -16,6 +16,7 @@ from unclip.generate import (
     GenerateConfig,
     Models,
     RowNoise,
+    check_prior,
     chunks_of,
     decoder_denoiser,
     draw_candidates,
@@ -78,6 +79,13 @@ def hole_of(mask: Image.Image, size: tuple[int, int]) -> np.ndarray:
     return hole
 
 
+def kept_at(hole: np.ndarray, side: int) -> np.ndarray:
+    """(side, side) bool, what the decoder keeps of the middle square: a pixel of its own is drawn as soon as any in it is in the hole (h, w)."""
+    share = Image.fromarray(hole.astype(np.float32)).resize((side, side), Image.Resampling.BOX, box=middle_square((hole.shape[1], hole.shape[0])))
+    kept: np.ndarray = np.asarray(share) <= 0
+    return kept
+
+
 @torch.no_grad()
 def inpaint(
     models: Models, picture: Image.Image, mask: Image.Image, caption: str, config: GenerateConfig, *, num: int = 1, eta: float = 1.0, num_resamples: int = 1
@@ -88,8 +96,9 @@ def inpaint(
     picture, after the upsamplers, and put into the hole. The sampler is DDIM whatever the config says, with this `eta` (1 is ancestral sampling).
 
     Raises:
-        UnclipError: see `hole_of`; or a number is out of its range.
+        UnclipError: see `hole_of` and `check_prior`; or a number is out of its range.
     """
+    check_prior(models)
     for name, value in (("the number of pictures", num), ("the number of resamplings", num_resamples)):
         if value < 1:
             raise UnclipError(f"{name} must be at least 1, got {value}")
@@ -99,9 +108,7 @@ def inpaint(
     hole, box = hole_of(mask, upright.size), middle_square(upright.size)
     side, device = models.decoder.config.unet.image_size, models.clip.device
     known = as_pixels(np.stack([as_square(upright, side)])).to(device)
-    # a pixel of the decoder's is drawn as soon as any of the picture's that lie in it is
-    share = Image.fromarray(np.where(hole, 255, 0).astype(np.uint8)).resize((side, side), Image.Resampling.BOX, box=box)
-    keep = torch.from_numpy(np.asarray(share) == 0).to(device)
+    keep = torch.from_numpy(kept_at(hole, side)).to(device)
     made = []
     with progress("inpaint", num, unit="picture") as bar:
         for rows in chunks_of(num, config.batch_size, device):

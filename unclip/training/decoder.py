@@ -9,19 +9,16 @@ from torch import Tensor, nn
 
 from unclip import checkpoint
 from unclip.data.loader import Piece, as_pixels
-from unclip.data.manifest import Manifest, finished_manifest
+from unclip.data.manifest import Manifest, finished_manifest, runtime
 from unclip.data.pictures import PictureBatch, PictureConfig, open_pictures
-from unclip.data.stats import STATS
-from unclip.data.store import emb_width, text_width
-from unclip.decoder import Decoder, DecoderCondition, DecoderConfig
-from unclip.diffusion.loss import StepSampling, min_snr_weight, steps_at
-from unclip.diffusion.process import add_noise, target
-from unclip.diffusion.schedule import make_schedule
-from unclip.files import read_json
+from unclip.data.stats import read_stats
+from unclip.data.store import emb_width, rows_digest, text_width
+from unclip.decoder import Decoder, DecoderConfig
+from unclip.diffusion.loss import StepSampling
 from unclip.training.config import TrainingConfig
+from unclip.training.decoder_loss import DecoderBatch, decoder_loss
 from unclip.training.draws import Draws
 from unclip.training.loop import train
-from unclip.training.metrics import loss_by_step
 from unclip.training.processes import together
 from unclip.training.run import has_all_steps, open_run
 
@@ -36,6 +33,8 @@ class DecoderStageConfig:
         drop_both_prob: how often both are hidden besides, so that guidance has learnt what it moves away from.
         step_sampling: which noise levels are trained more often.
         min_snr_gamma: weight of the loss by Min-SNR; 0 leaves it unweighted.
+        pictures: how they are read.
+        checkpoint_activations: whether activations are computed again in the backward pass instead of being kept.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -47,6 +46,7 @@ class DecoderStageConfig:
     drop_both_prob: float = 0.0
     step_sampling: StepSampling = "uniform"
     min_snr_gamma: float = 0.0
+    checkpoint_activations: bool = runtime(False)
     pictures: PictureConfig = field(default_factory=PictureConfig)
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(batch_size=64, betas=(0.9, 0.999)))
 
@@ -54,13 +54,15 @@ class DecoderStageConfig:
         for name in ("drop_image_prob", "drop_text_prob", "drop_both_prob"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
-        if self.drop_text_prob < 1.0 and not self.network.text_states:
-            raise ValueError(f"drop_text_prob has no effect without network.text_states; expected 1.0, got {self.drop_text_prob}")
+        if self.drop_text_prob < 1.0 and not self.network.sees_text:
+            raise ValueError(f"drop_text_prob has no effect without network.text_states or text_to_step; expected 1.0, got {self.drop_text_prob}")
+        if self.min_snr_gamma < 0.0:
+            raise ValueError(f"min_snr_gamma must be at least 0, got {self.min_snr_gamma}")
 
 
 def decoder_inputs(shards: Path, store: Path) -> dict[str, str]:
     """What the stage would read today."""
-    return {"shards": finished_manifest(shards, "download").digest, "embeddings": finished_manifest(store, "embed").digest}
+    return {"shards": finished_manifest(shards, "download").digest, "embeddings": rows_digest(store)}
 
 
 def decoder_is_trained(run: Path, config: DecoderStageConfig) -> bool:
@@ -88,26 +90,18 @@ def _fit(shards: Path, store: Path, run: Path, config: DecoderStageConfig) -> tu
     )  # fmt: skip
     torch.manual_seed(config.training.seed)
     model = Decoder(config.network, emb_width=emb_width(store), text_width=text_width(store))
-    stats = read_json(store / STATS)["image_emb"]
+    stats = read_stats(store)[f"{config.network.embedding}_emb"]
     model.emb_mean.copy_(torch.tensor(stats["mean"]))
     model.emb_std.copy_(torch.tensor(stats["std"]))
     model = model.to(memory_format=torch.channels_last)
-    schedule = make_schedule(config.network.schedule, config.network.num_train_steps)
+    model.unet.checkpoint_activations = config.checkpoint_activations
 
     def loss_fn(prepared: nn.Module, batch: PictureBatch, draws: Draws) -> tuple[Tensor, Mapping[str, Tensor]]:
         device = next(prepared.parameters()).device
-        batch = batch.to(device)
-        x0 = as_pixels(batch.pictures).to(memory_format=torch.channels_last)
-        eps = draws.normal(*x0.shape).to(device, memory_format=torch.channels_last)
-        i = steps_at(schedule, draws.uniform(len(batch)), config.step_sampling)
-        kept = [draws.keep(len(batch), prob) for prob in (config.drop_image_prob, config.drop_text_prob, config.drop_both_prob)]
-        keep_image, keep_text = (kept[0] & kept[2]).to(device), (kept[1] & kept[2]).to(device)
-        condition = DecoderCondition(batch.image_emb, batch.text_tokens, batch.text_mask, keep_image, keep_text)
-        output = prepared(add_noise(schedule, x0, i, eps), schedule.timesteps[i].to(device), condition)
-        errors = (output - target(schedule, config.network.prediction, x0, i, eps)).square().mean(dim=(1, 2, 3))
-        if config.min_snr_gamma:
-            errors = errors * min_snr_weight(schedule, config.network.prediction, i, config.min_snr_gamma).to(device)
-        return errors.mean(), loss_by_step(errors, i, len(schedule))
+        held = batch.to(device)
+        x0 = as_pixels(held.pictures).to(memory_format=torch.channels_last)
+        embedding = {"image": held.image_emb, "text": held.text_emb}[config.network.embedding]
+        return decoder_loss(prepared, model, DecoderBatch(x0, embedding, held.text_tokens, held.text_mask, held.text_emb), draws, config)
 
     def batches(start: int, own: Piece) -> Iterator[PictureBatch]:
         pin = model.emb_mean.is_cuda
