@@ -12,7 +12,6 @@ from prefect.client.schemas.objects import State, TaskRun
 from flows.artifacts import Progress, show_counts, show_report
 from flows.process import StageError, run_child
 from unclip.config import RunConfig, as_dict
-from unclip.data.manifest import finished_manifest
 from unclip.files import write_json
 from unclip.stages import STAGES, is_done, paths_of, result_of, run_stage
 
@@ -43,9 +42,10 @@ def work_on(name: str, config: RunConfig) -> Counts:
 
     if why := STAGES[name].idle(config):
         logger.info("%s has nothing to do, because %s", name, why)
-    elif is_done(name, config):
+        return dict(result_of(name, config).counts)
+    if is_done(name, config):
         logger.info("%s is done already: %s", name, folder)
-        return dict(finished_manifest(folder, name).counts)
+        return dict(result_of(name, config).counts)
     file = Path(config.root) / "run.json"
     write_json(file, as_dict(config))
     if name in HERE:
