@@ -32,6 +32,7 @@ def everything(config: RunConfig) -> dict[str, Any]:
         "index": work_on("index", config),  # -> nearest-neighbour search
         "prior": work_on("prior", config),  # caption -> image embedding
         "decoder": work_on("decoder", config),  # image embedding -> picture
+        "upsampler": work_on("upsampler", config),  # small picture -> large picture
         "evaluate": work_on("evaluate", config),  # -> numbers, pictures and the report
     }
     report = paths_of(config).report

@@ -34,6 +34,7 @@ DEPLOYMENTS = (
     Deployment("flows.stages.index", "on-demand"),
     Deployment("flows.stages.prior", "on-demand"),
     Deployment("flows.stages.decoder", "on-demand"),
+    Deployment("flows.stages.upsampler", "on-demand"),
     Deployment("flows.stages.evaluate", "on-demand"),
 )
 

@@ -14,12 +14,12 @@ from flows.process import StageError, run_child
 from unclip.config import RunConfig, as_dict
 from unclip.data.manifest import finished_manifest
 from unclip.files import write_json
-from unclip.stages import STAGES, is_done, paths_of, run_stage
+from unclip.stages import STAGES, is_done, paths_of, result_of, run_stage
 
 Counts = dict[str, Any]
 
 HERE = ("curate", "select")  # no model is loaded: on most roots a child would take longer to start than they take
-TRAINED = ("prior", "decoder")  # the commands of `unclip train`
+TRAINED = ("prior", "decoder", "upsampler")  # the commands of `unclip train`
 RETRY_SECONDS = (30.0, 120.0, 480.0)  # a network may be back by then
 
 
@@ -41,7 +41,9 @@ def work_on(name: str, config: RunConfig) -> Counts:
             print(line, file=sys.stderr, flush=True)
         progress.read(line)
 
-    if is_done(name, config):
+    if why := STAGES[name].idle(config):
+        logger.info("%s has nothing to do, because %s", name, why)
+    elif is_done(name, config):
         logger.info("%s is done already: %s", name, folder)
         return dict(finished_manifest(folder, name).counts)
     file = Path(config.root) / "run.json"
@@ -50,7 +52,7 @@ def work_on(name: str, config: RunConfig) -> Counts:
         run_stage(name, config)
     else:
         run_child(command_of(name, file), name=name, say=None if sys.stderr.isatty() else say)
-    return dict(finished_manifest(folder, name).counts)
+    return dict(result_of(name, config).counts)
 
 
 def command_of(name: str, file: Path) -> list[str]:
@@ -156,6 +158,16 @@ def decoder(config: RunConfig) -> Counts:
         config: the whole run; what is left out has its default.
     """
     return _shown("decoder", work_on("decoder", config))
+
+
+@flow(name="upsampler", persist_result=False)
+def upsampler(config: RunConfig) -> Counts:
+    """Trains the upsamplers: from a small picture to a large one.
+
+    Args:
+        config: the whole run; what is left out has its default.
+    """
+    return _shown("upsampler", work_on("upsampler", config))
 
 
 @flow(name="evaluate", persist_result=False)

@@ -23,6 +23,7 @@ from unclip.generate import GenerateConfig
 from unclip.training.clip import ClipConfig
 from unclip.training.decoder import DecoderStageConfig
 from unclip.training.prior import PriorConfig
+from unclip.training.upsampler import UpsamplerStageConfig
 from unclip.worlds.write import WorldConfig
 
 
@@ -48,12 +49,14 @@ class RunConfig:
     index: IndexConfig = field(default_factory=IndexConfig)
     prior: PriorConfig = field(default_factory=PriorConfig)
     decoder: DecoderStageConfig = field(default_factory=DecoderStageConfig)
+    upsampler: UpsamplerStageConfig = field(default_factory=UpsamplerStageConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def __post_init__(self) -> None:
         if self.world is not None and self.source.path:
             raise ValueError(f"a run has one source: expected world or source.path, got world.name={self.world.name!r} and source.path={self.source.path!r}")
+        self.upsampler.check_sizes(decoder_size=self.decoder.network.unet.image_size, stored_size=self.download.image_size)
 
 
 def presets() -> list[str]:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+RUN_CONFIG = "run.json"  # in a root: the config that it was last worked on with
 CURATED, SELECTED = "_curated", "_selected"  # beside the parts that they speak of; Arrow and pandas pass over names that begin so
 
 
@@ -21,11 +22,12 @@ class Paths:
     index: Path
     prior: Path
     decoder: Path
+    upsampler: Path
     report: Path
 
 
-def lay_out(root: Path, *, clip: str, prior: str, decoder: str) -> Paths:
-    """The folders under a root, for a CLIP of this name and these runs of prior and decoder."""
+def lay_out(root: Path, *, clip: str, prior: str, decoder: str, upsampler: str) -> Paths:
+    """The folders under a root, for a CLIP of this name and these runs of prior, decoder and upsampler."""
     return Paths(
         root=root,
         world=root / "world",
@@ -38,5 +40,6 @@ def lay_out(root: Path, *, clip: str, prior: str, decoder: str) -> Paths:
         index=root / "index" / clip,
         prior=root / "prior" / prior,
         decoder=root / "decoder" / decoder,
+        upsampler=root / "upsampler" / upsampler,
         report=root / "report",
     )

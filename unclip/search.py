@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
 
 from unclip.clip import Clip
 from unclip.data.index import KEY_SCHEMA, Index
+from unclip.data.picture import open_picture
 from unclip.data.shards import decode, read_shard
 from unclip.data.store import iter_batches
 from unclip.data.tables import read_rows
@@ -87,13 +87,7 @@ def embed_picture(clip: Clip, path: Path) -> np.ndarray:
     Raises:
         UnclipError: the file is no picture.
     """
-    try:
-        picture = Image.open(path).convert("RGB")
-    except FileNotFoundError:
-        raise UnclipError(f"expected a picture in {path}, but there is no such file") from None
-    except (OSError, Image.DecompressionBombError) as error:
-        raise UnclipError(f"{path} does not open as a picture ({error})") from None
-    return clip.encode_pictures([picture]).numpy()
+    return clip.encode_pictures([open_picture(path)]).numpy()
 
 
 def embed_captions(clip: Clip, captions: Sequence[str], *, batch_size: int = 256) -> np.ndarray:

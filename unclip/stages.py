@@ -32,12 +32,13 @@ from unclip.training.clip import clip_inputs, clip_is_trained, make_or_import_cl
 from unclip.training.decoder import decoder_inputs, decoder_is_trained, train_decoder
 from unclip.training.prior import family_of, load_trained_prior, prior_inputs, priors_are_current, train_priors, trained_priors
 from unclip.training.run import last_checkpoint
+from unclip.training.upsampler import UpsamplerFamily, load_trained_upsamplers, train_upsamplers, upsampler_inputs, upsamplers_are_current
 from unclip.worlds.write import write_world
 
 
 def paths_of(config: RunConfig) -> Paths:
     """The folders that a config names."""
-    return lay_out(Path(config.root), clip=config.clip.name, prior=config.prior.run, decoder=config.decoder.run)
+    return lay_out(Path(config.root), clip=config.clip.name, prior=config.prior.run, decoder=config.decoder.run, upsampler=config.upsampler.run)
 
 
 def device_of(config: RunConfig) -> str:
@@ -56,6 +57,7 @@ class Stage:
         inputs: a digest for each thing it would read today; raises UnclipError where an earlier stage has not finished.
         run: does the work that is not yet done.
         parts_done: whether what the stage is made of is done too, where its manifest does not say so by itself.
+        idle: why the config leaves the stage nothing to do; empty where it has a task.
     """
 
     does: str
@@ -64,6 +66,7 @@ class Stage:
     inputs: Callable[[RunConfig, Paths], Mapping[str, str]]
     run: Callable[[RunConfig, Paths], Manifest]
     parts_done: Callable[[RunConfig, Paths], bool] = lambda config, paths: True
+    idle: Callable[[RunConfig], str] = lambda config: ""
 
 
 def _source_section(config: RunConfig) -> SourceConfig:
@@ -185,11 +188,20 @@ STAGES: Mapping[str, Stage] = {
         run=lambda config, paths: train_decoder(paths.shards, paths.embeddings, paths.decoder, config.decoder),
         parts_done=lambda config, paths: decoder_is_trained(paths.decoder, config.decoder),
     ),
+    "upsampler": Stage(
+        does="trains the upsamplers: small picture to large picture",
+        folder=lambda paths: paths.upsampler,
+        section=lambda config: UpsamplerFamily(run=config.upsampler.run),
+        inputs=lambda config, paths: _after("select", paths, upsampler_inputs(paths.shards, paths.embeddings)),
+        run=lambda config, paths: train_upsamplers(paths.shards, paths.embeddings, paths.upsampler, config.upsampler),
+        parts_done=lambda config, paths: upsamplers_are_current(paths.shards, paths.embeddings, paths.upsampler, config.upsampler),
+        idle=lambda config: "" if config.upsampler.num_upsamplers else "upsampler.num_upsamplers is 0, so pictures stay as large as the decoder makes them",
+    ),
     "evaluate": Stage(
         does="generates from held-out captions, measures, and writes the report",
         folder=lambda paths: paths.report,
         section=_evaluate_section,
-        inputs=lambda config, paths: evaluate_inputs(paths),
+        inputs=lambda config, paths: evaluate_inputs(paths, config.evaluate),
         run=_run_evaluate,
     ),
 }
@@ -204,9 +216,20 @@ def run_stage(name: str, config: RunConfig) -> tuple[Manifest, bool]:
     stage, paths = STAGES[name], paths_of(config)
     with exclusive(paths.root, shared=name == "embed" and config.embed.shared):
         if is_done(name, config):
-            return finished_manifest(stage.folder(paths), name), False
+            return result_of(name, config), False
         stage.inputs(config, paths)  # a stage that comes before its turn says so before it begins
         return stage.run(config, paths), True
+
+
+def result_of(name: str, config: RunConfig) -> Manifest:
+    """The manifest of a stage that is done; one that has nothing to do says so in its counts.
+
+    Raises:
+        UnclipError: it has not finished.
+    """
+    if why := STAGES[name].idle(config):
+        return Manifest(name, config={}, inputs={}, finished=True, counts={"nothing to do": why})
+    return finished_manifest(STAGES[name].folder(paths_of(config)), name)
 
 
 def is_done(name: str, config: RunConfig) -> bool:
@@ -216,6 +239,8 @@ def is_done(name: str, config: RunConfig) -> bool:
         UnclipError: its folder was made with another config.
     """
     stage, paths = STAGES[name], paths_of(config)
+    if stage.idle(config):
+        return True
     folder = stage.folder(paths)
     try:
         inputs = stage.inputs(config, paths)
@@ -343,6 +368,24 @@ def measure_priors(config: RunConfig) -> dict[str, Any]:
         return evaluate_priors(paths, load_clip(paths.clip, device=device), priors, _evaluate_section(config))
 
 
+def measure_upsamplers(config: RunConfig, *, num: int, generated: bool) -> dict[str, Any]:
+    """Measures the trained upsamplers of a root alone, holding the root; see `evaluate_upsamplers`.
+
+    Args:
+        generated: whether on generated pictures too, for which prior and decoder must have been trained.
+
+    Raises:
+        UnclipError: a stage that is needed has not finished, there is no upsampler, or another run holds the root.
+    """
+    from unclip.evaluation.upsampler import evaluate_upsamplers
+
+    paths, low_size = paths_of(config), config.decoder.network.unet.image_size
+    with exclusive(paths.root):
+        upsamplers = load_trained_upsamplers(paths.upsampler, config.upsampler, device=device_of(config))
+        models = load_models(config, config.prior.kinds[0]) if generated else None
+        return evaluate_upsamplers(paths, upsamplers, models, _evaluate_section(config), low_size=low_size, num=num)
+
+
 def load_models(config: RunConfig, prior: PriorKind | None) -> Models:
     """The trained models of a root, for generation; without a prior text embeddings are used as image embeddings.
 
@@ -353,4 +396,21 @@ def load_models(config: RunConfig, prior: PriorKind | None) -> Models:
     finished_manifest(paths.clip, "clip")
     chosen = None if prior is None else load_trained_prior(paths.prior, prior, device=device)
     decoder = load_decoder(last_checkpoint(paths.decoder, "decoder"), device=device)
-    return Models(load_clip(paths.clip, device=device), chosen, decoder)
+    return Models(load_clip(paths.clip, device=device), chosen, decoder, load_trained_upsamplers(paths.upsampler, config.upsampler, device=device))
+
+
+def origins_of(config: RunConfig, prior: PriorKind | None) -> dict[str, str]:
+    """Which models `load_models` gives, each by a name and a digest of what it is: a record for the pictures made with them.
+
+    Raises:
+        UnclipError: a stage has not finished.
+    """
+    paths = paths_of(config)
+    kind = "none" if prior is None else f"{prior} {finished_manifest(paths.prior / prior, f'prior-{prior}').digest}"
+    upsampler = f"{config.upsampler.run} {finished_manifest(paths.upsampler, 'upsampler').digest}" if config.upsampler.num_upsamplers else "none"
+    return {
+        "clip": f"{config.clip.name} {finished_manifest(paths.clip, 'clip').digest}",
+        "prior": kind,
+        "decoder": f"{config.decoder.run} {finished_manifest(paths.decoder, 'decoder').digest}",
+        "upsampler": upsampler,
+    }

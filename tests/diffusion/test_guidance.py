@@ -49,7 +49,17 @@ def test_each_condition_has_its_own_scale(scales: tuple[float, float]) -> None:
     assert mean_of(guided_by_two(both, first, neither, scales)) == pytest.approx(4 + scales[0] * (5 - 4) + scales[1] * (7 - 5))
 
 
-@pytest.mark.parametrize(("scales", "calls"), [((1.0, 1.0), [1, 0, 0]), ((2.5, 2.5), [1, 0, 1]), ((1.0, 2.5), [1, 1, 0]), ((2.5, 1.0), [1, 1, 1])])
+@pytest.mark.parametrize(
+    ("scales", "calls"),
+    [
+        ((1.0, 1.0), [1, 0, 0]),
+        ((2.5, 2.5), [1, 0, 1]),
+        ((1.0, 2.5), [1, 1, 0]),
+        ((2.5, 1.0), [1, 1, 1]),
+        ((2.5, 0.0), [0, 1, 1]),
+        ((1.0, 0.0), [0, 1, 0]),
+    ],
+)
 def test_a_network_that_cancels_out_is_not_called(scales: tuple[float, float], calls: list[int]) -> None:
     both, first, neither = networks()
     value = mean_of(guided_by_two(both, first, neither, scales))

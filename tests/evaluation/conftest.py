@@ -1,5 +1,6 @@
 """A small root that every stage was really run in: a tiny shapes world, and models trained for three steps."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,8 +37,23 @@ UNET = UNetConfig(image_size=SIDE, channels=16, channel_mult=(1, 2), depth=1, at
 SECTION = EvaluateSection(
     world="shapes",
     prior="diffusion",
-    evaluate=EvaluateConfig(num_captions=4, num_pictures=3, num_shown=2, batch_size=2, sweep_guidance=(1.0, 2.0), sweep_steps=(2, 4)),
+    evaluate=EvaluateConfig(
+        num_captions=4,
+        num_pictures=3,
+        num_seen=2,
+        num_shown=2,
+        batch_size=2,
+        sweep_guidance=(1.0, 2.0),
+        sweep_steps=(2, 4),
+        judge_steps=2,
+        num_manipulated=2,
+        manipulation_steps=(1, 2),
+    ),
     generate=GenerateConfig(prior=PriorSampling(num_steps=3), decoder_steps=2),
+)
+# the same without what is not asked about
+BRIEF = dataclasses.replace(
+    SECTION, evaluate=dataclasses.replace(SECTION.evaluate, num_seen=0, rungs=(), judge_steps=0, num_manipulated=0, max_training_pictures=0)
 )
 
 
@@ -61,7 +77,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Root:
 
 
 def make_root(folder: Path, *, num_heldout: int = NUM_HELDOUT) -> Root:
-    paths = lay_out(folder, clip="own", prior="main", decoder="main")
+    paths = lay_out(folder, clip="own", prior="main", decoder="main", upsampler="main")
     write_world(paths.world, WorldConfig(image_size=SIDE, num_train=NUM_TRAIN, num_heldout=num_heldout))
     build_source(paths.source, SourceConfig(path=str(paths.world)))
     download(paths.source, paths.shards, DownloadConfig(image_size=SIDE, encode_format="png", encode_quality=1, threads=2))

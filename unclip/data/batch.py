@@ -11,6 +11,7 @@ import errno
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,7 +36,8 @@ STRIKES = 3  # times that a row must end or stall a process, alone, before it is
 KILLS = 10  # times in a row that the whole process may be killed from outside, which is no row's fault
 POLL_SECONDS = 0.1
 STATS = "_stats.json"  # what img2dataset writes last of a shard
-ROOM = 1 << 20  # bytes that a disk which is not full has room for
+ROOM = 1 << 20  # bytes; a disk with less is full
+LOG_BYTES = 100_000  # of the end of the process's output that are looked at
 LOG_LINES = 5  # of the process's output that an error shows
 ROWS_AT_ONCE = 4000  # in one of img2dataset's shards, each of which ends with a wait for its slowest link
 
@@ -128,17 +130,15 @@ def evenly(rows: Sequence[tuple[str, str]], processes: int) -> list[Sequence[tup
 
 
 def _log(folder: Path) -> str:
-    return (folder / "log.txt").read_text(errors="replace")
+    """The end of what img2dataset said."""
+    with (folder / "log.txt").open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_BYTES))
+        return file.read().decode(errors="replace")
 
 
 def _refuse_full_disk(folder: Path) -> None:
-    """img2dataset takes a full disk for a fault of each picture. Raises OSError where there is no room, which time cures."""
-    probe = folder / "room"
-    try:
-        probe.write_bytes(bytes(ROOM))
-    finally:
-        probe.unlink(missing_ok=True)
-    if os.strerror(errno.ENOSPC) in _log(folder):
+    """Raises OSError where there is no room. img2dataset takes that for a fault of each picture, or hangs; time cures it."""
+    if shutil.disk_usage(folder).free < ROOM or os.strerror(errno.ENOSPC) in _log(folder):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
 
@@ -193,6 +193,7 @@ def _run(job: Mapping[str, Any], limits: Mapping[str, Any], folder: Path, *, num
                 state, changed = now_state, time.monotonic()
             elif time.monotonic() - changed > stall_seconds:
                 return End(num_stuck=int(job["processes_count"]))
+            _refuse_full_disk(folder)
             time.sleep(POLL_SECONDS)
         if (process.poll() or 0) < 0:
             return End(is_killed=True)

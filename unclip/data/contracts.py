@@ -146,7 +146,7 @@ def _missing(path: Path) -> UnclipError:
 
 
 def _broken(path: Path, error: Exception) -> UnclipError:
-    return UnclipError(f"{path} does not read as Parquet ({error}); remove it and its .json, and run its stage again")
+    return UnclipError(f"{path} does not read as Parquet ({' '.join(str(error).split())}); remove it and its .json, and run its stage again")
 
 
 def _check_schema(path: Path, found: pa.Schema, schema: pa.Schema) -> None:

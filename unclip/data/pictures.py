@@ -150,6 +150,10 @@ class Pictures:
         turns = turns_of(len(self), batch_size, seed=self.seed, start=start, piece=piece)
         return read_ahead(turns, lambda: _Reading(self), num_workers=num_workers, pin=pin)
 
+    def reading(self) -> "_Reading":
+        """What reads a batch of (rows, epoch of each) in one process, for those who make something else of it."""
+        return _Reading(self)
+
 
 class _Reading:
     """Reads batches of pictures in one process; called with (B,) rows and the epoch of each."""
@@ -250,7 +254,7 @@ def _join(shards: Path, store: Path, split: str, config: PictureConfig) -> Joine
             has = np.flatnonzero(at >= 0)
             unembedded += _unembedded(shards / f"{name}.tar", parts.get(name), index)
             missing += len(wanted) - len(has)
-            chosen[name] = index.take(at[has])
+            chosen[name] = index.drop_columns("key").take(at[has])
             store_rows.append(begin + has)
             may_flip.append(flippable(wanted["caption"].take(has).to_pylist(), config.unflipped) if config.flip else np.zeros(len(has), bool))
             begin += len(wanted)

@@ -52,7 +52,9 @@ def read_shard(path: Path, *, curated: bool = True) -> Iterator[Sample]:
                 )
             yield Sample(sample["__key__"], sample[suffix], sample["txt"].decode())
     except (tarfile.ReadError, EOFError, OSError) as error:
-        raise UnclipError(f"{path} is not a whole tar ({str(error)[:200]}); remove it and its .json, and run `unclip download` again") from None
+        raise UnclipError(
+            f"{path} is not a whole tar ({' '.join(str(error).split())[:200]}); remove it and its .json, and run `unclip download` again"
+        ) from None
 
 
 def curated_rows(path: Path) -> pa.Table | None:

@@ -78,7 +78,14 @@ def iter_part(path: Path, columns: Sequence[str], *, batch_size: int = 8192, sel
                 if len(chosen):
                     yield {name: column_array(chosen.column(name)) for name in columns}
     except (OSError, pa.ArrowInvalid) as error:
-        raise UnclipError(f"{path} is damaged ({str(error)[:200]}); remove it and its .json, and run `unclip embed` again") from None
+        raise UnclipError(f"{path} is damaged ({' '.join(str(error).split())[:200]}); remove it and its .json, and run `unclip embed` again") from None
+
+
+def training_rows(store: Path, columns: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
+    """Streams columns over all parts, the rows of the training split alone."""
+    for batch in iter_batches(store, ["split", *columns]):
+        rows = batch["split"] == "train"
+        yield {name: batch[name][rows] for name in columns}
 
 
 def rows_digest(store: Path) -> str:

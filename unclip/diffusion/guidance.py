@@ -31,9 +31,12 @@ def guided_by_two(both: Network, first: Network, neither: Network, scales: tuple
 
     The second condition is judged by what it adds to the first (as in InstructPix2Pix, arXiv 2211.09800, section 3.2),
     so that its scale does not strengthen what the first says already. Scales of 1 are the network `both` itself, equal
-    ones `guided` towards both from neither: a network that cancels out is not called.
+    ones `guided` towards both from neither, and b = 0 `guided` by the first condition alone: a network that cancels out
+    is not called. A learned variance is that of all conditions that count.
     """
     a, b = scales
+    if b == 0.0:
+        return guided(first, neither, a)
     if a == b:
         return guided(both, neither, a)
     if a == 1.0:

@@ -81,18 +81,21 @@ def analytic_variance(schedule: Schedule, eps_square: Tensor) -> Tensor:
 def sample_ddim(denoiser: Denoiser, schedule: Schedule, x_T: Tensor, noise: Noise, *, eta: float = 0.0) -> Tensor:
     """DDIM (Song et al. 2021, eq. 12 and 16): eta 0 is deterministic, eta 1 has the ancestral variance."""
     x = x_T
-    before = schedule.alphas_cumprod_prev
     for step in reversed(range(len(schedule))):
         i = torch.full((len(x),), step, device=x.device)
         x0 = denoiser(x, i).x0
         if step == 0:
             return x0
-        eps = to_eps(schedule, x0, x, i)
-        variance = eta**2 * schedule.betas * (1 - before) / (1 - schedule.alphas_cumprod)
-        x = at(before.sqrt(), i, x) * x0 + at((1 - before - variance).sqrt(), i, x) * eps
-        if eta > 0:
-            x = x + at(variance.sqrt(), i, x) * noise()
+        x = ddim_step(schedule, x0, x, i, noise, eta=eta)
     raise AssertionError("a schedule has at least one step")
+
+
+def ddim_step(schedule: Schedule, x0: Tensor, x_t: Tensor, i: Tensor, noise: Noise, *, eta: float) -> Tensor:
+    """x at i - 1 from x_t at i > 0 and the clean sample x0 that is seen there (Song et al. 2021, eq. 12 and 16)."""
+    before = schedule.alphas_cumprod_prev
+    variance = eta**2 * schedule.betas * (1 - before) / (1 - schedule.alphas_cumprod)
+    x = at(before.sqrt(), i, x_t) * x0 + at((1 - before - variance).sqrt(), i, x_t) * to_eps(schedule, x0, x_t, i)
+    return x + at(variance.sqrt(), i, x_t) * noise() if eta > 0 else x
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from unclip.data.manifest import Manifest, finished_manifest
+from unclip.data.manifest import MANIFEST, Manifest, finished_manifest
 from unclip.data.store import splits_of
 from unclip.evaluation.heldout import TRAIN
 from unclip.layout import Paths
@@ -15,11 +15,12 @@ UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 
 def stage_folders(paths: Paths) -> dict[str, Path]:
-    """The folder of each stage that comes before the evaluation, in their order."""
-    return {
+    """The folder of each stage that comes before the evaluation, in their order; a root without upsamplers has none of theirs."""
+    folders = {
         "source": paths.source, "download": paths.shards, "curate": paths.curated, "clip": paths.clip, "embed": paths.embeddings,
         "select": paths.selected, "index": paths.index, "prior": paths.prior, "decoder": paths.decoder,
     }  # fmt: skip
+    return folders | ({"upsampler": paths.upsampler} if (paths.upsampler / MANIFEST).is_file() else {})
 
 
 def read_manifests(paths: Paths) -> dict[str, Manifest]:
@@ -77,6 +78,7 @@ def expected_rows(counts: Mapping[str, Mapping[str, Any]], splits: Mapping[str, 
         "index": counts["select"]["kept"],
         "prior": splits.get(TRAIN, 0),
         "decoder": splits.get(TRAIN, 0) + unembedded,
+        "upsampler": splits.get(TRAIN, 0) + unembedded,  # the pictures that the decoder is trained on
     }
 
 

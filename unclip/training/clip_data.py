@@ -102,7 +102,7 @@ def open_clip_pairs(shards: Path, tower: TowerConfig) -> ClipPairs:
             at = find(index, wanted["key"])
             if (at < 0).any():
                 raise UnclipError(f"{path} and its .parquet disagree on their keys; run `unclip repair`")
-            chosen[path.stem] = index.take(at)
+            chosen[path.stem] = index.drop_columns("key").take(at)
             captions.append(wanted["caption"])
             bar.advance()
     places = Places.of(shards, chosen)

@@ -33,6 +33,7 @@ class DecoderStageConfig:
         drop_both_prob: how often both are hidden besides, so that guidance has learnt what it moves away from.
         step_sampling: which noise levels are trained more often.
         min_snr_gamma: weight of the loss by Min-SNR; 0 leaves it unweighted.
+        pictures: how they are read.
         checkpoint_activations: whether activations are computed again in the backward pass instead of being kept.
     """
 
