@@ -1,5 +1,6 @@
 """A small CLIP and small models with random weights, for tests of what is done with models."""
 
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -16,6 +17,9 @@ from unclip.upsampler import Upsampler, UpsamplerConfig
 
 TOWER = TowerConfig(emb_width=16, image_size=16, patch_size=8, vision_width=32, vision_layers=1, text_width=32, text_layers=1, head_width=16, context_length=12)
 SIDE = 8
+UNET = UNetConfig(image_size=SIDE, channels=16, channel_mult=(1, 2), depth=1, attention_sizes=(4,), head_width=16)
+PLAIN = DecoderConfig(unet=UNET, step_width=16, context_width=12)
+ALL_OF_IT = dataclasses.replace(PLAIN, text_to_step=True, num_null_text=2, condition_noise=500, learned_variance=True)
 
 
 def small_clip(folder: Path) -> Clip:
@@ -25,11 +29,10 @@ def small_clip(folder: Path) -> Clip:
     return load_clip(folder)
 
 
-def small_models(clip: Clip, kind: str = "none", *, upsampled: bool = False, scale: float = 0.1) -> Models:
+def small_models(clip: Clip, kind: str = "none", network: DecoderConfig = PLAIN, *, upsampled: bool = False, scale: float = 0.1) -> Models:
     """A decoder of 8 x 8 pixels, a prior of this kind, and perhaps an upsampler to 16 x 16; `scale` of the decoder's weights."""
     torch.manual_seed(1)
-    unet = UNetConfig(image_size=SIDE, channels=16, channel_mult=(1, 2), depth=1, attention_sizes=(4,), head_width=16)
-    decoder = Decoder(DecoderConfig(unet=unet, step_width=16, context_width=12), emb_width=16, text_width=32).eval()
+    decoder = Decoder(network, emb_width=16, text_width=32).eval()
     for parameter in decoder.parameters():
         parameter.data = torch.randn_like(parameter) * scale
     prior = {

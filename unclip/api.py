@@ -47,7 +47,7 @@ Picture = Image.Image | Path | str | np.ndarray | Tensor
 PriorChoice = Literal["first", "none"] | PriorKind
 
 STEPS = 100  # of an inversion, and of the drawing that shall come back to it
-GUIDANCE = 1.0  # the same: a guided decoder is farther from having an inverse
+GUIDANCE = 1.0  # of that drawing: with any, the picture itself does not come back
 ETA = 0.5  # of variations: as much is kept as changed
 
 
@@ -129,9 +129,9 @@ class Unclip:
         """Raw CLIP image embeddings (n, E) of pictures."""
         return embed_pictures(self.models, [as_picture(picture) for picture in pictures])[1].cpu()
 
-    def invert(self, pictures: Sequence[Picture], *, caption: str = HIDDEN, steps: int = STEPS, guidance: float = GUIDANCE) -> Latent:
+    def invert(self, pictures: Sequence[Picture], *, caption: str = HIDDEN, steps: int = STEPS) -> Latent:
         """What pictures are to the models: embeddings (n, E), and noise (n, 3, H, H) by DDIM inversion."""
-        return latent_of(self.models, [as_picture(picture) for picture in pictures], self._inverse(steps, guidance, 0), caption=caption)
+        return latent_of(self.models, [as_picture(picture) for picture in pictures], self._inverse(steps, GUIDANCE, 0), caption=caption)
 
     def variations(
         self, picture: Picture, *, num: int = 4, eta: float = ETA, caption: str = HIDDEN, steps: int = STEPS, guidance: float = GUIDANCE, seed: int = 0

@@ -49,6 +49,13 @@ def test_the_noise_depends_on_the_embedding_and_on_the_caption(models: Models, c
     assert not torch.equal(invert(models, pixels, image_emb, config, caption="a star").x_T, plain)
 
 
+def test_the_noise_is_sought_without_guidance_and_guidance_draws_another_picture(models: Models, config: GenerateConfig, pictures: Pictures) -> None:
+    guided = dataclasses.replace(config, guidance_scale=3.0)
+    one, other = vary(models, pictures[0], config, num=1, eta=0.0), vary(models, pictures[0], guided, num=1, eta=0.0)
+    assert torch.equal(one.x_T, other.x_T)
+    assert not np.array_equal(one.pictures, other.pictures)
+
+
 def test_each_picture_is_inverted_as_if_alone(models: Models, config: GenerateConfig, pictures: Pictures) -> None:
     both, second = latent_of(models, pictures, config), latent_of(models, pictures[1:], config)
     assert torch.equal(both.x_T[1:], second.x_T)

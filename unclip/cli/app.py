@@ -21,6 +21,7 @@ at any moment: the same command goes on.
     unclip run --preset demo
     unclip run --source my.parquet --root data/mine
     unclip generate "a large red star" --root data/demo
+    unclip variations picture.png --root data/demo
     unclip inspect data/demo
 
 Any setting can be given by its section and name, such as --prior.depth 8 or --decoder.training.num_steps 5000;

@@ -25,7 +25,7 @@ Seed = Annotated[int, Parameter(help="The same seed gives the same pictures.")]
 Upsample = Annotated[bool, Parameter(negative="--no-upsample", help="Enlarge the pictures with the root's upsamplers, where it has any.")]
 Overwrite = Annotated[bool, Parameter(negative=(), help="Replace OUT where it holds pictures of an earlier command, and nothing else.")]
 Steps = Annotated[int, Parameter(help="Steps of the inversion, and as many of the drawing: the more, the closer the picture comes back.")]
-Guidance = Annotated[float, Parameter(help="Guidance by what the decoder is told; 1 is none, and comes back best.")]
+Guidance = Annotated[float, Parameter(help="Guidance when the pictures are drawn: more makes them clearer, and farther from the picture; 1 is none.")]
 Caption = Annotated[
     str, Parameter(help="Words that the decoder reads beside the embedding, when it seeks the noise and when it draws. Without them it reads none.")
 ]

@@ -96,12 +96,16 @@ def denoiser_of(models: Models, image_emb: Tensor, caption: str, config: Generat
 
 @torch.no_grad()
 def invert(models: Models, pixels: Tensor, image_emb: Tensor, config: GenerateConfig, *, caption: str = HIDDEN) -> Latent:
-    """The noise of pictures (B, 3, H, H) by DDIM inversion through the decoder, conditioned on their embeddings (B, E)."""
-    found = []
+    """The noise of pictures (B, 3, H, H) by DDIM inversion through the decoder, conditioned on their embeddings (B, E).
+
+    Whatever the config's guidance, the noise is sought without any: a guided decoder goes where no picture came from. With
+    guidance 2 in both directions a decoder of the shapes world, early in its training, came back with 7 dB, and 33 dB without.
+    """
+    found, unguided = [], dataclasses.replace(config, guidance_scale=1.0)
     with progress("invert", len(pixels), unit="picture") as bar:
         for rows in chunks_of(len(pixels), config.batch_size, pixels.device):
             chunk = slice(rows.start, rows.stop)
-            denoiser, schedule = denoiser_of(models, image_emb[chunk], caption, config)
+            denoiser, schedule = denoiser_of(models, image_emb[chunk], caption, unguided)
             found.append(invert_ddim(denoiser, schedule, pixels[chunk]))
             bar.advance(len(rows))
     return Latent(pixels, image_emb, torch.cat(found))
