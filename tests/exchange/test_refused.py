@@ -48,8 +48,8 @@ def test_a_decoder_that_diffusers_can_not_be_is_refused_by_its_setting(config: D
 def test_a_prior_or_an_upsampler_that_diffusers_can_not_be_is_refused_by_its_setting() -> None:
     with pytest.raises(UnclipError, match=r"prior\.network\.self_condition"):
         prior_component(PriorShape(dataclasses.replace(PRIOR, self_condition=True), E, E))
-    with pytest.raises(UnclipError, match=r"upsampler\.second\.network\.residual_std"):
-        upsampler_component(dataclasses.replace(UPSAMPLER, residual_std=0.1), "second")
+    with pytest.raises(UnclipError, match=r"upsampler\.second\.network\.residual_scale"):
+        upsampler_component(dataclasses.replace(UPSAMPLER, residual_scale=0.1), "second")
     with pytest.raises(UnclipError, match="one width for CLIP's embeddings and text states, this CLIP has 24 and 16"):
         prior_component(PriorShape(PRIOR, E, 16))
 
