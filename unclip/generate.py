@@ -149,13 +149,15 @@ def draw_candidates(prior: Prior | None, condition: TextCondition, config: Gener
 
 
 def decoder_denoiser(
-    decoder: Decoder, image_emb: Tensor, condition: TextCondition, config: GenerateConfig, *, show_text: bool = True, clamp: float | None = PIXEL_CLAMP
-) -> tuple[Denoiser, Schedule]:
+    decoder: Decoder, image_emb: Tensor, condition: TextCondition, config: GenerateConfig, *,
+    show_image: bool = True, show_text: bool = True, clamp: float | None = PIXEL_CLAMP,
+) -> tuple[Denoiser, Schedule]:  # fmt: skip
     """The decoder, guided, as samplers take it, for image embeddings (B, E) and their captions; and the steps to sample with.
 
     With `condition_noise`, the embeddings come noised already (`noise_condition`).
 
     Args:
+        show_image: whether the decoder is given the embeddings, or draws from the captions alone.
         show_text: whether the decoder reads the captions, or is guided by the embedding alone.
         clamp: x0 is kept in [-clamp, clamp].
 
@@ -171,7 +173,7 @@ def decoder_denoiser(
         raise UnclipError(f"this decoder sees no caption; expected one generate.guidance_scale, got {scales}")
     visible = torch.ones(len(image_emb), dtype=torch.bool, device=image_emb.device)
     level = torch.full((len(image_emb),), config.condition_noise, device=image_emb.device) if decoder.config.condition_noise else None
-    told = DecoderCondition(image_emb, condition.text_tokens, condition.text_mask, visible, visible & show_text, condition.text_emb, level)
+    told = DecoderCondition(image_emb, condition.text_tokens, condition.text_mask, visible & show_image, visible & show_text, condition.text_emb, level)
 
     def network(told: DecoderCondition) -> Network:
         read = decoder.read(told)  # once for all steps
@@ -193,10 +195,14 @@ def noise_condition(decoder: Decoder, image_emb: Tensor, config: GenerateConfig,
 
 
 @torch.no_grad()
-def decode_embeddings(decoder: Decoder, image_emb: Tensor, condition: TextCondition, config: GenerateConfig, *, rows: Sequence[int]) -> np.ndarray:
-    """Pictures (B, H, H, 3) uint8 of image embeddings (B, E) and their captions. `rows` seed the noise."""
+def decode_embeddings(
+    decoder: Decoder, image_emb: Tensor, condition: TextCondition, config: GenerateConfig, *,
+    rows: Sequence[int], show_image: bool = True, show_text: bool = True,
+) -> np.ndarray:  # fmt: skip
+    """Pictures (B, H, H, 3) uint8 of image embeddings (B, E) and their captions, of which one may be hidden. `rows` seed the noise."""
     side = decoder.config.unet.image_size
-    denoiser, schedule = decoder_denoiser(decoder, noise_condition(decoder, image_emb, config, rows=rows), condition, config)
+    noised = noise_condition(decoder, image_emb, config, rows=rows)
+    denoiser, schedule = decoder_denoiser(decoder, noised, condition, config, show_image=show_image, show_text=show_text)
     noise: Noise = RowNoise(config.seed, rows, DECODER_STREAM, (3, side, side), image_emb.device)
     return as_pictures(sample(config.sampler, denoiser, schedule, noise(), noise, eta=config.eta))
 

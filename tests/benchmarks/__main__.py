@@ -8,7 +8,7 @@ from rich.console import Console
 
 RESULTS = Path(__file__).parent / "results"
 # each a module here with `run(peers, out, console)`, and, where it needs more than we do, a list of its peers in peers/NAME.txt
-BENCHMARKS = ("prior", "decoder", "loader")
+BENCHMARKS = ("curate", "decoder", "download", "loader", "prior", "store")
 
 
 def main() -> None:

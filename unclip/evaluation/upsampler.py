@@ -10,9 +10,10 @@ from torch.nn import functional as F
 from unclip.data.loader import as_pictures, as_pixels
 from unclip.evaluation import page
 from unclip.evaluation.config import EvaluateSection
-from unclip.evaluation.heldout import SHAPES, read_held_out, read_pictures
+from unclip.evaluation.heldout import SHAPES, read_held_out
 from unclip.evaluation.intervals import mean_with_interval
 from unclip.evaluation.pictures import comparison_sheet, save_png
+from unclip.evaluation.real_pictures import decode_all, read_encoded
 from unclip.files import UnclipError, write_json
 from unclip.generate import Models, generate, upsample_pictures
 from unclip.layout import Paths
@@ -45,21 +46,22 @@ def evaluate_upsamplers(
         raise UnclipError("there is no upsampler to measure: expected upsampler.num_upsamplers to be 1 or 2, got 0")
     config = section.generate
     splits = read_held_out(paths.embeddings, section.evaluate, seed=config.seed)
-    small, large = (read_pictures(paths.shards, splits, image_size=side) for side in (low_size, upsamplers[-1].config.unet.image_size))
+    encoded = read_encoded(paths.shards, [key for held in splits for key in held.test.keys[:num]])
     found: dict[str, dict[str, Numbers]] = {}
     sheets: list[dict[str, np.ndarray]] = []
     captions: list[str] = []
-    for held, low_res, real in zip(splits, small, large, strict=True):
-        asked = held.test.captions[:num]
+    for held in splits:
+        asked, keys = held.test.captions[:num], held.test.keys[:num]
+        low_res, real = (decode_all(encoded, keys, image_size=side) for side in (low_size, upsamplers[-1].config.unet.image_size))
         judged = asked if section.world == SHAPES else []
-        rows = ways(low_res[:num], upsample_pictures(upsamplers, low_res[:num], config, rows=range(len(asked))))
-        found[held.split] = {"real": measure_real(rows, real[:num], judged, seed=config.seed)}
+        rows = ways(low_res, upsample_pictures(upsamplers, low_res, config, rows=range(len(asked))))
+        found[held.split] = {"real": measure_real(rows, real, judged, seed=config.seed)}
         if models is not None:
             made = generate(models, asked, config, label=held.split)
             rows = ways(made.decoded, made.pictures)
             found[held.split]["generated"] = measure_rows(rows, judged, seed=config.seed)
         shown = section.evaluate.num_shown // len(splits)
-        sheets.append({row: pictures[:shown] for row, pictures in (rows | {REAL: real[:num]}).items()})
+        sheets.append({row: pictures[:shown] for row, pictures in (rows | {REAL: real}).items()})
         captions += asked[:shown]
     save_png(paths.report / SHEET, comparison_sheet({row: np.concatenate([sheet[row] for sheet in sheets]) for row in SHOWN}, captions))
     write_json(paths.report / NUMBERS, {"title": paths.root.name, "num": num, "splits": found})
