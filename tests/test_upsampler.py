@@ -67,10 +67,26 @@ def test_a_pixel_of_the_small_picture_stands_in_the_middle_of_its_square() -> No
     torch.testing.assert_close(enlarged(ramp, (32, 32), "bilinear")[0, 0, 5, 4:-4], expected[4:-4])
 
 
-@pytest.mark.parametrize("tile", [5, 16])
+@pytest.mark.parametrize("scale", [0.0, 0.4])
+def test_what_is_denoised_gives_back_the_picture(scale: float) -> None:
+    upsampler = make_upsampler(dataclasses.replace(CONFIG, residual_scale=scale))
+    pixels, low_res = draw(2, 3, 32, 32).clamp(-1, 1), draw(2, 3, 8, 8, seed=2)
+    torch.testing.assert_close(upsampler.to_pixels(upsampler.to_sample(pixels, low_res), low_res), pixels)
+
+
+def test_a_network_that_adds_nothing_leaves_the_enlarged_picture() -> None:
+    upsampler = make_upsampler(dataclasses.replace(CONFIG, residual_scale=0.4, prediction="x0"))
+    upsampler.unet.out_conv.weight.data.zero_()
+    upsampler.unet.out_conv.bias.data.zero_()  # type: ignore[union-attr]
+    low_res = draw(2, 3, 8, 8).clamp(-1, 1)
+    made = upsample(upsampler, low_res, steps=(3,), noise=lambda: draw(2, 3, 32, 32))
+    torch.testing.assert_close(made, enlarged(low_res, (32, 32), "bilinear"), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("tile", [8, 16])
 def test_in_tiles_it_makes_the_same_picture_as_whole(tile: int) -> None:
-    upsampler, low_res = make_upsampler(), draw(2, 3, 16, 12)
-    whole, tiled = (upsample(upsampler, low_res, steps=(4,), noise=lambda: draw(2, 3, 64, 48), tile=size) for size in (0, tile))
+    upsampler, low_res = make_upsampler(), draw(2, 3, 8, 6)
+    whole, tiled = (upsample(upsampler, low_res, steps=(2,), noise=lambda: draw(2, 3, 32, 24), tile=size) for size in (0, tile))
     torch.testing.assert_close(tiled, whole, atol=1e-5, rtol=1e-5)
 
 

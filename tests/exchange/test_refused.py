@@ -48,8 +48,8 @@ def test_a_decoder_that_diffusers_can_not_be_is_refused_by_its_setting(config: D
 def test_a_prior_or_an_upsampler_that_diffusers_can_not_be_is_refused_by_its_setting() -> None:
     with pytest.raises(UnclipError, match=r"prior\.network\.self_condition"):
         prior_component(PriorShape(dataclasses.replace(PRIOR, self_condition=True), E, E))
-    with pytest.raises(UnclipError, match=r"upsampler\.second\.network\.residual_std"):
-        upsampler_component(dataclasses.replace(UPSAMPLER, residual_std=0.1), "second")
+    with pytest.raises(UnclipError, match=r"upsampler\.second\.network\.residual_scale"):
+        upsampler_component(dataclasses.replace(UPSAMPLER, residual_scale=0.1), "second")
     with pytest.raises(UnclipError, match="one width for CLIP's embeddings and text states, this CLIP has 24 and 16"):
         prior_component(PriorShape(PRIOR, E, 16))
 
@@ -87,17 +87,19 @@ def refused(folder: Path, to: Path, message: str) -> None:
 @pytest.mark.parametrize(
     ("file", "changes", "message"),
     [
-        ("prior/config.json", {"num_layers": 10**9}, r"num_layers in .*prior/config.json is 1,000,000,000, but its weights are"),
+        ("prior/config.json", {"num_layers": 10**9}, r"num_layers in .*prior/config.json is 1,000,000,000; its weights allow"),
         ("prior/config.json", {"num_layers": 60}, r"num_layers in .* is 60, but its weights are \d\d tensors in all"),
-        ("prior/config.json", {"num_attention_heads": 10**12}, "num_attention_heads in .* is 1,000,000,000,000, but its weights are"),
-        ("prior/config.json", {"num_attention_heads": 4000}, r"does not hold the tensors of the PriorTransformer in .*config.json: \d+ of another shape"),
+        ("prior/config.json", {"num_attention_heads": 10**12}, "num_attention_heads in .* is 1,000,000,000,000; its weights allow"),
+        ("prior/config.json", {"num_attention_heads": 100}, "attention_head_dim times num_attention_heads in .* is 1,600; its weights allow 128 at the most"),
+        ("prior/config.json", {"num_attention_heads": 3}, r"does not hold the tensors of the PriorTransformer in .*config.json: \d+ of another shape"),
+        ("decoder/config.json", {"sample_size": 10**9}, "sample_size in .* is 1,000,000,000; its weights allow 65,536 at the most"),
         ("prior/config.json", {"norm_in_type": "layer"}, "norm_in_type in .* is 'layer'; unclip's network has no counterpart"),
         ("prior/config.json", {"num_layers": "2"}, "num_layers in .* must be a positive number, got '2'"),
         ("prior/config.json", {"_class_name": "UNet2DModel"}, "expected a PriorTransformer of diffusers in .*, got 'UNet2DModel'"),
         ("prior_scheduler/scheduler_config.json", {"num_train_timesteps": 10**12}, r"num_train_timesteps in .* must be in \[2, 100000\]"),
         ("prior_scheduler/scheduler_config.json", {"prediction_type": "flow"}, "expected prediction_type and beta_schedule in .* got 'flow'"),
         ("decoder/config.json", {"block_out_channels": [32] * 10**4}, "block_out_channels in .* must be a list of sizes"),
-        ("decoder/config.json", {"layers_per_block": 10**6}, "layers_per_block in .* is 1,000,000, but its weights are"),
+        ("decoder/config.json", {"layers_per_block": 10**6}, "layers_per_block in .* is 1,000,000; its weights allow"),
         ("decoder/config.json", {"mid_block_type": "UNetMidBlock2DCrossAttn"}, "mid_block_type in .* no counterpart for that, expected"),
         ("decoder/config.json", {"attention_head_dim": 48}, "what unclip's U-Net can't be: head_width 48 must divide"),
         ("super_res_first/config.json", {"add_attention": True}, "add_attention in .* is True; unclip's network has no counterpart"),

@@ -91,7 +91,7 @@ def test_training_brings_the_loss_down(config: RunConfig) -> None:
         ({"upsampler.first.crop_fraction": 0.3}, "a crop's side must be a multiple of 2 pixels"),
         ({"upsampler.first.crop_fraction": 0.0}, r"crop_fraction must be in \(0, 1\]"),
         ({"upsampler.first.corruption_prob": 0.0}, "corruption is 'none'"),
-        ({"upsampler.first.network.residual_std": -1.0}, "residual_std must not be negative"),
+        ({"upsampler.first.network.residual_scale": -1.0}, "residual_scale must not be negative"),
     ],
 )
 def test_what_does_not_fit_is_refused(settings: dict[str, object], message: str) -> None:

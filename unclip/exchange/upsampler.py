@@ -44,10 +44,10 @@ def upsampler_component(config: UpsamplerConfig, place: Place) -> Component:
         UnclipError: it has what UNet2DModel has not; the setting is named.
     """
     setting = f"upsampler.{place}.network"
-    if config.residual_std:
+    if config.residual_scale:
         raise UnclipError(
-            f"{setting}.residual_std is {config.residual_std}, and diffusers' unCLIP denoises the picture itself;"
-            " an upsampler with residual_std 0 can be exported"
+            f"{setting}.residual_scale is {config.residual_scale}, and diffusers' unCLIP denoises the picture itself;"
+            " an upsampler with residual_scale 0 can be exported"
         )
     shape = UNetShape(config.unet, 6, 3, STEP_WIDTH * config.unet.channels, 0)
     return Component(NAMES[place], PLAIN_CLASS, unet_config(shape, name=f"{setting}.unet"), unet_links(config.unet, step="step.layers", unet="unet"))
