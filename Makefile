@@ -46,7 +46,7 @@ test: environment-dev
 test-all: test
 	$(BIN)/pytest -n 2 --dist loadgroup -m slow
 
-bench: environment-dev $(PEERS)/prior/installed
+bench: environment-dev $(PEERS)/prior/installed $(PEERS)/decoder/installed
 	$(BIN)/python -m tests.benchmarks --peers $(PEERS) $(ONLY)
 
 format: environment-dev
@@ -67,7 +67,7 @@ $(VENV)/installed-dev: $(VENV)/installed
 	touch $@
 
 # what only a benchmark compares with wants older packages than we have, so it lives outside of the environment
-$(PEERS)/prior/installed: tests/benchmarks/peers/prior.txt $(VENV)/installed-dev
+$(PEERS)/%/installed: tests/benchmarks/peers/%.txt $(VENV)/installed-dev
 	rm -rf $(@D)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(@D) --requirement $<
 	touch $@

@@ -161,6 +161,7 @@ def test_presets_have_the_published_sizes(preset: str, clip_width: int, unet: in
     assert num_parameters(decoder.emb_to_step, decoder.emb_to_tokens, decoder.null_emb, decoder.text, decoder.text_emb_to_step) == projections
     assert num_parameters(decoder.null_text, decoder.null_text_emb) == stand_ins
     assert num_parameters(decoder) == unet + projections + stand_ins
+    assert {module.num_groups for module in decoder.modules() if isinstance(module, torch.nn.GroupNorm)} == {32}
 
 
 def test_rows_do_not_mix() -> None:

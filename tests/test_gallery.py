@@ -106,6 +106,16 @@ def test_it_is_whole_or_not_there(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_disk_that_does_not_take_it_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Image.Image, "save", refuse)
+    with pytest.raises(UnclipError, match=r"out can't be written \(Input/output error\)"):
+        write_gallery(tmp_path / "out", gallery(["a"]), overwrite=False)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("suffix", ["gif", "png", "webp"])
 def test_an_animation_goes_to_and_fro(tmp_path: Path, suffix: str) -> None:
     frames = np.stack([np.full((8, 8, 3), value, np.uint8) for value in (0, 80, 160, 240)])

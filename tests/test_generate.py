@@ -162,6 +162,8 @@ def test_what_does_not_fit_the_decoder_is_refused(clip: Clip) -> None:
         generate(blind, CAPTIONS, GenerateConfig(guidance_scale=(2.0, 1.0)))
     with pytest.raises(UnclipError, match="give --prior none"):
         generate(small_models(clip, "linear", dataclasses.replace(PLAIN, embedding="text")), CAPTIONS, GenerateConfig())
+    with pytest.raises(ValueError, match="guidance_scale must be finite, got nan"):
+        GenerateConfig(guidance_scale=float("nan"))
     with pytest.raises(ValueError, match=r"condition_noise must be in \[0, 1000\]"):
         GenerateConfig(condition_noise=1001)
 

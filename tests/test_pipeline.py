@@ -63,7 +63,8 @@ def test_counts_add_up_over_all_stages(root: Path) -> None:
 
 # what a kill waits for: the stage has begun to leave something, and is not yet done
 BEGUN = {
-    "source": "manifest.json", "download": "00000.tar", "clip": "training/step-*", "embed": "00000.parquet", "index": "manifest.json",
+    "source": "manifest.json", "download": "00000.tar", "curate": "00000.parquet", "clip": "training/step-*", "embed": "00000.parquet",
+    "select": "rows.parquet", "index": "manifest.json",
     "prior": "diffusion/step-*", "decoder": "step-*", "upsampler": "first/step-*", "evaluate": "manifest.json",
 }  # fmt: skip
 
@@ -276,7 +277,7 @@ def test_search_finds_a_picture_by_itself(root: Path, tmp_path: Path) -> None:
     assert picture.name in done.stdout.replace("\n", "")
     by_text = unclip("search", root, "a large red star", "-k", "2", "--out", str(tmp_path / "sheet.png"))
     assert by_text.returncode == 0
-    fails(unclip("search", root, "-k", "2"), "a caption or --image")
+    fails(unclip("search", root, "-k", "2"), "a caption, --image PICTURE, --key KEY or --file FILE")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 The folder is written whole or not at all, and takes the place of nothing that another program made.
 """
 
+import errno
 import json
 import os
 import re
@@ -86,9 +87,18 @@ def write_gallery(out: Path, gallery: Gallery, *, overwrite: bool) -> list[Path]
     """Writes the folder, and returns the files of the single pictures.
 
     Raises:
-        UnclipError: see `check_place`.
+        UnclipError: see `check_place`; or the folder can't be written.
     """
     check_place(out, overwrite=overwrite)
+    try:
+        return _written(out, gallery)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise  # which every command says in its own words
+        raise UnclipError(f"{out} can't be written ({error.strerror or error})") from None
+
+
+def _written(out: Path, gallery: Gallery) -> list[Path]:
     files = file_names(gallery.names)
     common = {"made_by": MADE_BY, "version": version("unclip"), "settings": dict(gallery.settings)}
     with replacing(out) as aside:

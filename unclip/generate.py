@@ -7,6 +7,7 @@ it is given at once, so on a CPU each picture is made by itself: the same one, b
 On a GPU pictures are made together, and are the same up to rounding.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -64,6 +65,8 @@ class GenerateConfig:
         for name in ("num_candidates", "decoder_steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not all(math.isfinite(scale) for scale in self.guidance_scales):
+            raise ValueError(f"guidance_scale must be finite, got {self.guidance_scale}")
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
         if not 0 <= self.condition_noise <= MAX_CONDITION_NOISE:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 RUN_CONFIG = "run.json"  # in a root: the config that it was last worked on with
+CURATED, SELECTED = "_curated", "_selected"  # beside the parts that they speak of; Arrow and pandas pass over names that begin so
 
 
 @dataclass(frozen=True)
@@ -14,8 +15,10 @@ class Paths:
     world: Path
     source: Path
     shards: Path
+    curated: Path
     clip: Path
     embeddings: Path
+    selected: Path
     index: Path
     prior: Path
     decoder: Path
@@ -30,8 +33,10 @@ def lay_out(root: Path, *, clip: str, prior: str, decoder: str, upsampler: str) 
         world=root / "world",
         source=root / "source",
         shards=root / "shards",
+        curated=root / "shards" / CURATED,
         clip=root / "clip" / clip,
         embeddings=root / "embeddings" / clip,
+        selected=root / "embeddings" / clip / SELECTED,
         index=root / "index" / clip,
         prior=root / "prior" / prior,
         decoder=root / "decoder" / decoder,

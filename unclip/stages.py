@@ -1,7 +1,7 @@
 """The stages in their order: what each reads under the root, what it leaves there, and whether it has anything to do."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,17 +10,23 @@ import torch
 
 from unclip.clip import load_clip
 from unclip.config import RunConfig
+from unclip.data.curate import curate, curate_inputs
 from unclip.data.download import download, download_inputs
 from unclip.data.embed import embed, embed_inputs
 from unclip.data.index import build_index, index_inputs
-from unclip.data.manifest import Manifest, finished_manifest, is_current
+from unclip.data.manifest import Manifest, finished_manifest, is_current, read_manifest
+from unclip.data.marks import read_marks, write_marks
+from unclip.data.select import select, select_inputs
 from unclip.data.source import SourceConfig, build_source, source_inputs
+from unclip.data.store import rows_digest
+from unclip.data.takedown import Takedown, erase, links_of, marked_rows
 from unclip.data.verify import Fault, discard, verify
 from unclip.decoder import load_decoder
 from unclip.evaluation.config import EvaluateSection, evaluate_inputs
-from unclip.files import UnclipError, exclusive
+from unclip.evaluation.duplicates import SHEET, draw_clusters, is_drawn
+from unclip.files import UnclipError, exclusive, remove
 from unclip.generate import Models
-from unclip.layout import Paths, lay_out
+from unclip.layout import SELECTED, Paths, lay_out
 from unclip.prior.condition import PriorKind
 from unclip.training.clip import clip_inputs, clip_is_trained, make_or_import_clip
 from unclip.training.decoder import decoder_inputs, decoder_is_trained, train_decoder
@@ -72,13 +78,34 @@ def _source_section(config: RunConfig) -> SourceConfig:
 def _source_inputs(config: RunConfig, paths: Paths) -> Mapping[str, str]:
     if config.world is not None and not paths.world.exists():
         return {}  # the stage makes the world before it reads it
-    return source_inputs(_source_section(config))
+    return source_inputs(_source_section(config), read_marks(paths.root))
 
 
 def _run_source(config: RunConfig, paths: Paths) -> Manifest:
     if config.world is not None:
         write_world(paths.world, config.world)
-    return build_source(paths.source, _source_section(config))
+    return build_source(paths.source, _source_section(config), read_marks(paths.root))
+
+
+def _after(stage: str, paths: Paths, inputs: Mapping[str, str]) -> Mapping[str, str]:
+    """The inputs of a stage that goes by what another one kept.
+
+    Raises:
+        UnclipError: that one has not finished.
+    """
+    finished_manifest(STAGES[stage].folder(paths), stage)
+    return inputs
+
+
+def _clip_inputs(config: RunConfig, paths: Paths) -> Mapping[str, str]:
+    inputs = clip_inputs(paths.shards, config.clip)
+    return inputs if config.clip.model else _after("curate", paths, inputs)  # a published CLIP reads no shard
+
+
+def _run_select(config: RunConfig, paths: Paths) -> Manifest:
+    manifest = select(paths.embeddings, config.select)
+    draw_clusters(paths.shards, paths.selected)
+    return manifest
 
 
 def _evaluate_section(config: RunConfig) -> EvaluateSection:
@@ -108,11 +135,18 @@ STAGES: Mapping[str, Stage] = {
         inputs=lambda config, paths: download_inputs(paths.source),
         run=lambda config, paths: download(paths.source, paths.shards, config.download),
     ),
+    "curate": Stage(
+        does="drops rows by rules that need no model: duplicates, small pictures, captions that say nothing",
+        folder=lambda paths: paths.curated,
+        section=lambda config: config.curate,
+        inputs=lambda config, paths: curate_inputs(paths.shards),
+        run=lambda config, paths: curate(paths.source, paths.shards, config.curate),
+    ),
     "clip": Stage(
         does="trains a small CLIP on the shards, or takes one from open_clip",
         folder=lambda paths: paths.clip,
         section=lambda config: config.clip,
-        inputs=lambda config, paths: clip_inputs(paths.shards, config.clip),
+        inputs=_clip_inputs,
         run=lambda config, paths: make_or_import_clip(paths.shards, paths.clip, config.clip),
         parts_done=lambda config, paths: clip_is_trained(paths.clip, config.clip),
     ),
@@ -120,21 +154,29 @@ STAGES: Mapping[str, Stage] = {
         does="embeds pictures and captions into the Parquet store",
         folder=lambda paths: paths.embeddings,
         section=lambda config: config.embed,
-        inputs=lambda config, paths: embed_inputs(paths.shards, paths.clip),
+        inputs=lambda config, paths: _after("curate", paths, embed_inputs(paths.shards, paths.clip)),
         run=lambda config, paths: embed(paths.shards, paths.clip, paths.embeddings, config.embed, device=device_of(config)),
+    ),
+    "select": Stage(
+        does="drops rows by their embeddings: unlike pairs, near duplicates, and what leaks from training to evaluation",
+        folder=lambda paths: paths.selected,
+        section=lambda config: config.select,
+        inputs=lambda config, paths: select_inputs(paths.embeddings),
+        run=_run_select,
+        parts_done=lambda config, paths: is_drawn(paths.selected),
     ),
     "index": Stage(
         does="builds the FAISS index and measures its recall",
         folder=lambda paths: paths.index,
         section=lambda config: config.index,
-        inputs=lambda config, paths: index_inputs(paths.embeddings),
+        inputs=lambda config, paths: _after("select", paths, index_inputs(paths.embeddings)),
         run=lambda config, paths: build_index(paths.embeddings, paths.index, config.index),
     ),
     "prior": Stage(
         does="trains the priors: caption to CLIP image embedding",
         folder=lambda paths: paths.prior,
         section=lambda config: family_of(config.prior),
-        inputs=lambda config, paths: prior_inputs(paths.embeddings),
+        inputs=lambda config, paths: _after("select", paths, prior_inputs(paths.embeddings)),
         run=lambda config, paths: train_priors(paths.embeddings, paths.prior, config.prior),
         parts_done=lambda config, paths: priors_are_current(paths.embeddings, paths.prior, config.prior),
     ),
@@ -142,7 +184,7 @@ STAGES: Mapping[str, Stage] = {
         does="trains the decoder: CLIP image embedding and caption to picture",
         folder=lambda paths: paths.decoder,
         section=lambda config: config.decoder,
-        inputs=lambda config, paths: decoder_inputs(paths.shards, paths.embeddings),
+        inputs=lambda config, paths: _after("select", paths, decoder_inputs(paths.shards, paths.embeddings)),
         run=lambda config, paths: train_decoder(paths.shards, paths.embeddings, paths.decoder, config.decoder),
         parts_done=lambda config, paths: decoder_is_trained(paths.decoder, config.decoder),
     ),
@@ -150,7 +192,7 @@ STAGES: Mapping[str, Stage] = {
         does="trains the upsamplers: small picture to large picture",
         folder=lambda paths: paths.upsampler,
         section=lambda config: UpsamplerFamily(run=config.upsampler.run),
-        inputs=lambda config, paths: upsampler_inputs(paths.shards, paths.embeddings),
+        inputs=lambda config, paths: _after("select", paths, upsampler_inputs(paths.shards, paths.embeddings)),
         run=lambda config, paths: train_upsamplers(paths.shards, paths.embeddings, paths.upsampler, config.upsampler),
         parts_done=lambda config, paths: upsamplers_are_current(paths.shards, paths.embeddings, paths.upsampler, config.upsampler),
         idle=lambda config: "" if config.upsampler.num_upsamplers else "upsampler.num_upsamplers is 0, so pictures stay as large as the decoder makes them",
@@ -172,9 +214,10 @@ def run_stage(name: str, config: RunConfig) -> tuple[Manifest, bool]:
         UnclipError: see the stage; or another run holds the root.
     """
     stage, paths = STAGES[name], paths_of(config)
-    with exclusive(paths.root):
+    with exclusive(paths.root, shared=name == "embed" and config.embed.shared):
         if is_done(name, config):
             return result_of(name, config), False
+        stage.inputs(config, paths)  # a stage that comes before its turn says so before it begins
         return stage.run(config, paths), True
 
 
@@ -237,13 +280,77 @@ def repair_data(config: RunConfig) -> list[Fault]:
     with exclusive(paths.root):
         faults = verify(paths.shards, paths.embeddings, paths.clip)
         discard(faults, paths.shards, paths.embeddings)
-        if any(fault.stage == "download" for fault in faults):
+        at_fault = {fault.stage for fault in faults}
+        if "download" in at_fault:
             STAGES["download"].run(config, paths)
-        if faults:
+        if at_fault & {"download", "curate"}:
+            STAGES["curate"].run(config, paths)
+        if at_fault & {"download", "curate", "embed"}:
             STAGES["embed"].run(config, paths)
+        if faults:
+            STAGES["select"].run(config, paths)
             if left := verify(paths.shards, paths.embeddings, paths.clip):
                 raise UnclipError(f"{len(left)} parts are still at fault, the first is {left[0].part} ({left[0].what}); remove {paths.root} and run again")
     return faults
+
+
+def remove_data(config: RunConfig, *, keys: Sequence[str], urls: Sequence[str]) -> tuple[Takedown, list[Path]]:
+    """Takes links down, by themselves or by keys of their rows; see `unclip.data.takedown`.
+
+    Curation, store and index follow. The report, and indexes of other CLIPs, go: their stages make them again. Models stay.
+
+    Returns:
+        what was taken down, and the folders of models that were trained while it was there.
+
+    Raises:
+        UnclipError: the source stage has not finished, a key is unknown, a link is none; or another run holds the root.
+    """
+    paths = paths_of(config)
+    with exclusive(paths.root):
+        finished_manifest(paths.source, "source")
+        links = links_of(paths.source, keys, urls)
+        before = read_marks(paths.root)
+        marks = before.with_links(links)
+        if marks != before:
+            write_marks(paths.root, marks)
+        gone = marked_rows(paths.source, marks)
+        if gone:
+            remove(paths.report)  # it shows pictures and captions; of a takedown that was killed the rows are still there
+            for store in _folders(paths.embeddings.parent):
+                remove(store / SELECTED / SHEET)
+        done = erase(gone, paths.source, paths.shards, _folders(paths.embeddings.parent), marks, links, world=paths.world)
+        _follow(config, paths)
+        for index in _folders(paths.index.parent):
+            found = read_manifest(index)
+            if found is None or found.inputs.get("embeddings") != _digest_of_rows(paths.embeddings.parent / index.name):
+                if index == paths.index and is_done("select", config):
+                    STAGES["index"].run(config, paths)
+                else:
+                    remove(index)
+    trained = [*_folders(paths.clip.parent), *_folders(paths.prior.parent), *_folders(paths.decoder.parent)]
+    return done, [run for run in trained if gone and (found := read_manifest(run)) is not None and not found.config.get("model")]
+
+
+def _follow(config: RunConfig, paths: Paths) -> None:
+    """What was made of the shards before is made again where they have changed."""
+    for name in ("curate", "embed", "select"):
+        manifest = read_manifest(STAGES[name].folder(paths))
+        if manifest is None or not manifest.finished:
+            return
+        if not is_done(name, config):
+            STAGES[name].run(config, paths)
+
+
+def _digest_of_rows(store: Path) -> str | None:
+    """What stands for the rows of a store, None where a stage has to work on it first."""
+    try:
+        return rows_digest(store)
+    except UnclipError:
+        return None
+
+
+def _folders(parent: Path) -> list[Path]:
+    return sorted(path for path in parent.glob("*") if path.is_dir() and not path.name.startswith("."))
 
 
 def measure_priors(config: RunConfig) -> dict[str, Any]:

@@ -128,7 +128,8 @@ class Upsampler(nn.Module):
 
 def enlarged(low_res: Tensor, size: Sequence[int], mode: Literal["bilinear", "bicubic"]) -> Tensor:
     """Small pictures (B, 3, h, w) at the size (H, W) of large ones."""
-    return F.interpolate(low_res, list(size), mode=mode, align_corners=False)
+    # Karlo's enlarging knows antialiasing, which does nothing to what grows but gives bicubic another kernel (Keys' a: -0.5, not -0.75)
+    return F.interpolate(low_res, list(size), mode=mode, align_corners=False, antialias=mode == "bicubic")
 
 
 @torch.no_grad()

@@ -1,8 +1,10 @@
 """A web server on the loopback address that misbehaves in every way that strangers' servers do."""
 
 import io
+import struct
 import threading
 import time
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +24,13 @@ def image_bytes(width: int, height: int, kind: str = "PNG", seed: int = 0) -> by
     return buffer.getvalue()
 
 
+def bomb(side: int) -> bytes:
+    """A PNG of side x side pixels in colour, of a few megabytes at the most: its rows are all alike, and not all are there."""
+    rows = zlib.compress(bytes(1 + 3 * side) * 100, 9)
+    chunks = ((b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)), (b"IDAT", rows), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks)
+
+
 class FaultServer(ThreadingHTTPServer):
     """Counts the requests for each path in `seen`, and keeps the last headers; `delay` is slept before each answer."""
 
@@ -30,6 +39,7 @@ class FaultServer(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         self.seen: Counter[str] = Counter()
+        self.robots = ""  # what /robots.txt says; "" is 404
         self.headers: dict[str, str] = {}
         self.delay = 0.0
         self.closing = threading.Event()
@@ -95,6 +105,15 @@ class _Faults(BaseHTTPRequestHandler):
             self.answer(b"no", int(rest))
         elif name == "once":
             self.answer(b"wait", 503) if self.server.seen[path] == 1 else self.answer(image_bytes(32, 32))
+        elif name == "later":  # 429 once, with a Retry-After of so many seconds
+            self.answer(b"", 429, Retry_After=rest) if self.server.seen[path] == 1 else self.answer(image_bytes(32, 32))
+        elif name == "robots.txt" and self.server.robots:
+            status = self.server.robots.removeprefix("status ")
+            self.answer(b"", int(status)) if status.isdigit() else self.answer(self.server.robots.encode())
+        elif name == "bomb":
+            self.answer(bomb(50_000))
+        elif name == "huge":
+            self.answer(b"", length=300_000_000)
         elif name == "html":
             self.answer(b"<html>Not an image</html>", Content_Type="text/html")
         elif name == "garbled":

@@ -19,7 +19,7 @@ import webdataset
 from PIL import Image
 
 from tests.data.faults import FaultServer, fault_server, image_bytes
-from unclip.data import batch, fetch
+from unclip.data import batch, web
 from unclip.data.contracts import REASONS, SHARD, read_table
 from unclip.data.download import SCRATCH, DownloadConfig, download
 from unclip.data.manifest import Manifest, read_part
@@ -206,7 +206,7 @@ def fake_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str) 
     monkeypatch.setattr("unclip.data.batch.subprocess.Popen", lambda command, **more: real([sys.executable, str(tmp_path / "fake.py"), *command[1:]], **more))
 
 
-FETCH: dict[str, Any] = {"arguments": {"encode_format": "jpg", "max_image_area": 10**6}, "limits": {}, "on_progress": lambda tried: None}
+FETCH: dict[str, Any] = {"arguments": {"encode_format": "jpg", "max_image_area": 10**6, "processes_count": 1}, "limits": {}, "on_progress": lambda tried: None}
 
 
 @pytest.mark.parametrize(
@@ -268,4 +268,4 @@ def test_a_config_that_makes_no_sense_is_refused(broken: dict[str, Any]) -> None
 
 
 def test_importing_the_fetcher_installs_nothing() -> None:
-    assert fetch.urllib.request._opener is None  # type: ignore[attr-defined]
+    assert web.urllib.request._opener is None  # type: ignore[attr-defined]

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from unclip.clip import TowerConfig, load_clip
+from unclip.data.curate import CurateConfig, curate
 from unclip.data.download import DownloadConfig, download
 from unclip.data.embed import EmbedConfig, embed
 from unclip.data.index import IndexConfig, build_index
+from unclip.data.select import SelectConfig, select
 from unclip.data.source import SourceConfig, build_source
 from unclip.decoder import DecoderConfig, load_decoder
 from unclip.evaluation.config import EvaluateConfig, EvaluateSection
@@ -79,8 +81,10 @@ def make_root(folder: Path, *, num_heldout: int = NUM_HELDOUT) -> Root:
     write_world(paths.world, WorldConfig(image_size=SIDE, num_train=NUM_TRAIN, num_heldout=num_heldout))
     build_source(paths.source, SourceConfig(path=str(paths.world)))
     download(paths.source, paths.shards, DownloadConfig(image_size=SIDE, encode_format="png", encode_quality=1, threads=2))
+    curate(paths.source, paths.shards, CurateConfig())
     make_or_import_clip(paths.shards, paths.clip, ClipConfig(tower=TOWER, training=training()))
     embed(paths.shards, paths.clip, paths.embeddings, EmbedConfig(num_workers=0))
+    select(paths.embeddings, SelectConfig())
     build_index(paths.embeddings, paths.index, IndexConfig())
     prior = PriorConfig(network=DiffusionPriorConfig(width=16, depth=1, head_width=8, max_text_tokens=32), draws=2, training=training())
     train_priors(paths.embeddings, paths.prior, prior)

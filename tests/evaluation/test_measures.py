@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import top_k_accuracy_score
 from sklearn.metrics.pairwise import cosine_similarity
 
-from unclip.data.index import normalised
+from unclip.data.store import normalised
 from unclip.evaluation.clip import measure_pairs, numbered
 from unclip.evaluation.heldout import scene_of
 from unclip.evaluation.intervals import interval, mean_with_interval

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from tests.evaluation.conftest import BRIEF, NUM_HELDOUT, NUM_TRAIN, SECTION, UNET, Root, training
-from unclip.data.index import normalised
 from unclip.data.manifest import finished_manifest
+from unclip.data.store import normalised
 from unclip.decoder import DecoderConfig
 from unclip.evaluation import page
 from unclip.evaluation.heldout import predict, read_held_out
@@ -54,7 +54,9 @@ def test_the_stage_leaves_every_file_and_every_section(evaluated: tuple[Root, di
     assert manifest.inputs == evaluate_inputs(root.paths, SECTION.evaluate)
     assert manifest.counts["pictures"] == 8
     assert set(report["prior"]) == set(report["clip"]) == {"heldout-pair", "heldout-scene"}
-    assert [stage["stage"] for stage in report["stages"]] == ["source", "download", "clip", "embed", "index", "prior", "decoder", "evaluate"]
+    assert [stage["stage"] for stage in report["stages"]] == [
+        "source", "download", "curate", "clip", "embed", "select", "index", "prior", "decoder", "evaluate",
+    ]  # fmt: skip
 
 
 def test_rows_of_a_real_run_add_up(evaluated: tuple[Root, dict[str, Any]]) -> None:

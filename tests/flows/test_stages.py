@@ -33,6 +33,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
 def test_everything_runs_each_stage_once_and_in_order(harness: None, config: RunConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     worked: list[str] = []
     monkeypatch.setattr(stages, "run_child", lambda command, *, name, say: worked.append(name))
+    monkeypatch.setattr(stages, "run_stage", lambda name, config: worked.append(name))
     result = everything(config)
     assert worked == list(STAGES)
     assert list(result["counts"]) == list(STAGES)

@@ -118,7 +118,12 @@ def _show_stage(name: str, config: "RunConfig", manifest: "Manifest", worked: bo
     state = f"done in {manifest.seconds:.0f} s" if worked else "was done already"
     if worked and "steps" in counts:
         state += f" with {counts['steps']:,} steps"  # fewer than num_steps where the call was bounded
-    console.print(f"{name}: {state}. {numbers}\n  {STAGES[name].folder(paths_of(config))}", highlight=False)
+    folder = STAGES[name].folder(paths_of(config))
+    console.print(f"{name}: {state}. {numbers}\n  {folder}", highlight=False)
+    if name in ("curate", "select"):
+        from unclip.evaluation.inspect import describe_curation
+
+        console.print(describe_curation(folder, manifest))
 
 
 def _add_stage(name: str, help_text: str, to: App) -> None:
@@ -143,8 +148,10 @@ def _add_stage(name: str, help_text: str, to: App) -> None:
 
 _add_stage("source", "Read a table of links and captions, or a folder of captioned images; reject what can't be used, with a reason.", app)
 _add_stage("download", "Fetch the pictures with img2dataset into WebDataset shards.", app)
+_add_stage("curate", "Drop rows by rules that need no model: duplicates, small pictures, captions that say nothing (--curate.…).", app)
 _add_stage("clip", "Train a small CLIP on the shards, or take one from open_clip (--clip.model, --clip.pretrained).", app)
 _add_stage("embed", "Embed pictures and captions with CLIP into the Parquet store.", app)
+_add_stage("select", "Drop rows by their embeddings: unlike pairs, near duplicates, leaks from training to evaluation (--select.…).", app)
 _add_stage("index", "Build the FAISS index over the image embeddings and measure its recall.", app)
 _add_stage("evaluate", "Generate from held-out captions, measure, and write the report.", evaluate_app)
 

@@ -1,54 +1,9 @@
-"""The commands that look at what a root holds: neighbours of a caption or picture, and any folder."""
+"""The command that looks at what a root holds, and at any other folder or picture that was made."""
 
 from pathlib import Path
-from typing import Annotated
-
-from cyclopts import Parameter
-from rich.table import Table
 
 from unclip.cli.app import USE, app, console
-from unclip.cli.options import Root, resolve
 from unclip.files import read_json
-
-
-@app.command(group=USE)
-def search(
-    text: str = "", /, *, root: Root, image: Path | None = None, k: Annotated[int, Parameter(name=["-k", "--k"])] = 5, out: Path = Path("search.png")
-) -> None:
-    """Find the nearest pictures to a caption or to a picture.
-
-    Parameters
-    ----------
-    text
-        The caption to search by.
-    image
-        A picture to search by, instead of a caption.
-    k
-        How many.
-    out
-        The contact sheet to write.
-    """
-    from unclip.clip import load_clip
-    from unclip.data.index import open_index
-    from unclip.evaluation.pictures import contact_sheet
-    from unclip.files import replacing
-    from unclip.search import embed_query, pictures_of
-    from unclip.search import search as find
-    from unclip.stages import paths_of
-
-    config = resolve(root=root)
-    paths = paths_of(config)
-    index = open_index(paths.index)
-    hits = find(index, embed_query(load_clip(paths.clip), text=text, image=image), k)
-    table = Table("score", "key", "split", "caption", "link")
-    for hit in hits:
-        table.add_row(f"{hit.score:.4f}", hit.key, hit.split, hit.caption, hit.url)
-    console.print(table)
-    pictures = pictures_of(paths.shards, [hit.key for hit in hits], config.decoder.network.unet.image_size)
-    sheet = contact_sheet(pictures, [f"{hit.score:.3f} {hit.caption}" for hit in hits], columns=min(len(hits), 5))
-    with replacing(out) as aside:
-        sheet.save(aside, format="PNG")
-    console.print(f"contact sheet: [bold]{out}[/]", highlight=False)
 
 
 @app.command(group=USE)

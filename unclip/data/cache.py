@@ -17,8 +17,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.lib import format as npy
 
-from unclip.data.manifest import finished_manifest
-from unclip.data.store import Pairs, Ragged, Vectors, emb_width, flat_states, has_text_tokens, iter_batches, offsets_of, read_pairs, require_columns, text_width
+from unclip.data.store import (
+    Pairs,
+    Ragged,
+    Vectors,
+    emb_width,
+    flat_states,
+    has_text_tokens,
+    iter_batches,
+    offsets_of,
+    read_pairs,
+    require_columns,
+    rows_digest,
+    text_width,
+)
 from unclip.files import UnclipError, read_json, remove_leftovers, replacing, write_json
 
 Reading = Literal["cache", "store"]
@@ -65,7 +77,7 @@ def open_vectors(store: Path, *, split: str, text_tokens: bool, reading: Reading
 def _current(store: Path, split: str, *, text_tokens: bool) -> Iterator[Path]:
     """Yields the folder of a split's cache, which is made first if need be; nobody makes another one meanwhile."""
     require_columns(store, ["text_tokens"] if text_tokens else [])
-    digest = finished_manifest(store, "embed").digest
+    digest = rows_digest(store)
     folder = store / FOLDER / split
     try:
         with only_builder(folder.parent):

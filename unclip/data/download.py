@@ -1,19 +1,22 @@
 """The stage `download`: images and captions in WebDataset shards, one row for every link, and nothing fetched twice."""
 
+import itertools
+import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from unclip.data.batch import Fetched, fetch, free
-from unclip.data.contracts import SOURCE, part_name, read_table
+from unclip.data.batch import Fetched, evenly, fetch
+from unclip.data.contracts import SOURCE, iter_rows, part_name
 from unclip.data.folder import SERVE
 from unclip.data.manifest import Manifest, Part, Stage, finished_manifest, identity, is_current, runtime, sum_counts
-from unclip.data.outcomes import TRANSIENT
 from unclip.data.pack import write_shard
+from unclip.data.rounds import Links, Patience, fetched_shards
 from unclip.data.serve import HOST, serving
 from unclip.data.source import STAGE as SOURCE_STAGE
 from unclip.data.source import TABLE
@@ -22,11 +25,8 @@ from unclip.progress import Bar, progress
 
 STAGE = "download"
 SCRATCH = ".scratch"
-SHARDS_AT_ONCE = 16  # one img2dataset call: its start costs seconds, and a kill loses no more than this
 USER_AGENT = "unclip/{version} (+image-text research; img2dataset)"
-ROBOT_NAME = "unclip"  # the name by which an X-Robots-Tag header may address us
-# what a page says when it wants no part in this: img2dataset's list, and noml
-OPT_OUTS = ("noai", "noimageai", "noindex", "noimageindex", "noml")
+DISTRIBUTORS = ("ray", "pyspark")  # packages that are not installed with ours
 QUALITIES = {"jpg": range(1, 101), "webp": range(1, 101), "png": range(10)}
 
 
@@ -49,9 +49,12 @@ class DownloadConfig:
     max_seconds: float = runtime(30.0)  # for one image with all its redirects
     retries: int = runtime(2)  # of timeouts, lost connections, 5xx and 429
     backoff_seconds: float = runtime(2.0)  # before the first retry; doubled for each further one
+    longest_wait_seconds: float = runtime(120.0)  # of a site's Retry-After; a link of one that asks for more is given up
+    robots: Literal["ignore", "obey"] = runtime("ignore")  # robots.txt; for what is fetched from now on
     stall_seconds: float = runtime(180.0)  # without any progress, img2dataset is started anew
     processes: int = runtime(1)
     threads: int = runtime(16)
+    distributor: Literal["multiprocessing", "ray", "pyspark"] = runtime("multiprocessing")  # several machines share the root's storage
     user_agent: str = runtime(USER_AGENT)  # {version} stands for ours
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -68,8 +71,12 @@ class DownloadConfig:
         for name in ("max_seconds", "stall_seconds"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be more than 0, got {getattr(self, name)}")
-        if self.retries < 0 or self.backoff_seconds < 0:
-            raise ValueError(f"retries and backoff_seconds must be at least 0, got {self.retries} and {self.backoff_seconds}")
+        for name in ("retries", "backoff_seconds", "longest_wait_seconds"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        for name, allowed_names in (("robots", ("ignore", "obey")), ("distributor", ("multiprocessing", *DISTRIBUTORS))):
+            if getattr(self, name) not in allowed_names:
+                raise ValueError(f"{name} must be one of {', '.join(allowed_names)}, got {getattr(self, name)!r}")
         if self.stall_seconds <= self.max_seconds + self.timeout_seconds:
             raise ValueError(f"stall_seconds must be more than max_seconds + timeout_seconds, got {self.stall_seconds}")
         if not self.user_agent.isascii() or not self.user_agent.isprintable() or not self.user_agent:
@@ -92,44 +99,60 @@ def download(source: Path, out: Path, config: DownloadConfig) -> Manifest:
 
     Raises:
         UnclipError: nothing at all could be kept, or img2dataset could not be brought to work.
+        OSError: the disk is full; what was done is kept.
     """
+    _refuse_missing_distributor(config.distributor)
     inputs = download_inputs(source)
-    shards = _shards(source)
-    if is_current(out, STAGE, config, inputs) and all((out / f"{name}.tar").exists() for name in shards):
+    origins = {name: (shard_origin(rows, identity(config)), len(rows)) for name, rows in source_shards(source)}
+    if is_current(out, STAGE, config, inputs) and all((out / f"{name}.tar").exists() for name in origins):
         return finished_manifest(out, STAGE)
     stage = Stage(out, STAGE, config, inputs)
     remove_leftovers(out)
-    free(out / SCRATCH)
-    origins = {name: fingerprint({"rows": [[row["id"], row["split"]] for row in rows], "config": identity(config)}) for name, rows in shards.items()}
-    parts = {name: part for name in shards if (part := stage.done_part(name, origins[name]))}
-    pending = [name for name in shards if name not in parts]
-    done = sum(len(shards[name]) for name in parts)
+    _discard(out / SCRATCH)
+    parts = {name: part for name, (origin, _) in origins.items() if (part := stage.done_part(name, origin))}
+    pending = [name for name in origins if name not in parts]
     with ExitStack() as stack:
-        bar = stack.enter_context(progress(STAGE, sum(map(len, shards.values())), unit="images", done=done))
+        stack.callback(_discard, out / SCRATCH)  # also where the disk is full
+        bar = stack.enter_context(progress(STAGE, sum(num for _, num in origins.values()), unit="images", done=sum(origins[name][1] for name in parts)))
         allowed = _serve(source, stack) if pending else []
-        for first in range(0, len(pending), SHARDS_AT_ONCE):
-            names = pending[first : first + SHARDS_AT_ONCE]
-            started = time.monotonic()
-            fetched = _fetch({name: shards[name] for name in names}, out / SCRATCH, config, allowed, bar)
-            for name in names:
-                kept, rejected = write_shard(out, name, shards[name], fetched, config.encode_format)
-                files = [f"{name}.tar", f"{name}.parquet", f"{name}_stats.json"]
-                seconds = (time.monotonic() - started) / len(names)
-                rows_in = len(shards[name])
-                parts[name] = stage.record_part(name, made_from=origins[name], rows_in=rows_in, kept=kept, rejected=rejected, files=files, seconds=seconds)
-            free(out / SCRATCH)
-    ordered = [parts[name] for name in shards]
+        rounds = _Rounds(out / SCRATCH, config, allowed, bar)
+        wanted = ((name, rows) for name, rows in source_shards(source) if name not in parts)
+        patience = Patience(config.retries, config.backoff_seconds, config.longest_wait_seconds)
+        begun = time.monotonic()
+        for shard in fetched_shards(wanted, rounds.fetch, rounds.free, patience) if pending else ():
+            kept, rejected = write_shard(out, shard.name, shard.rows, shard.fetched, config.encode_format)
+            seconds, begun = time.monotonic() - begun, time.monotonic()
+            parts[shard.name] = stage.record_part(
+                shard.name, made_from=origins[shard.name][0], rows_in=len(shard.rows), kept=kept, rejected=rejected,
+                files=shard_files(shard.name), seconds=seconds,
+            )  # fmt: skip
+    ordered = [parts[name] for name in origins]
     _refuse_nothing(source, out, ordered)
     return stage.finish_parts(ordered)
 
 
-def _shards(source: Path) -> dict[str, list[dict[str, Any]]]:
-    """The rows of the source table by the name of their shard, both in order."""
-    shards: dict[str, list[dict[str, Any]]] = {}
-    for batch in read_table(source / TABLE, SOURCE).to_batches():
-        for row in batch.to_pylist():
-            shards.setdefault(part_name(row["shard"]), []).append(row)
-    return shards
+def shard_files(name: str) -> list[str]:
+    """The names of the files of a shard, but for its record."""
+    return [f"{name}.tar", f"{name}.parquet", f"{name}_stats.json"]
+
+
+def source_shards(source: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """The shards of the source table: their names and rows, both in order, one shard in memory."""
+    for number, rows in itertools.groupby(iter_rows(source / TABLE, SOURCE), key=lambda row: row["shard"]):
+        yield part_name(number), list(rows)
+
+
+def shard_origin(rows: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> str:
+    """What a shard is made from, as a fingerprint: the rows that it should hold, those that were removed, and the config."""
+    content: dict[str, Any] = {"rows": [[row["id"], row["split"]] for row in rows], "config": dict(config)}
+    removed = [row["id"] for row in rows if not row["url"]]
+    return fingerprint(content | ({"removed": removed} if removed else {}))
+
+
+def _refuse_missing_distributor(name: str) -> None:
+    """img2dataset itself would do nothing without Ray, and say nothing."""
+    if name in DISTRIBUTORS and find_spec(name) is None:
+        raise UnclipError(f"download.distributor is {name!r}, but the package {name} is not installed; pip install 'unclip[{name}]', on every machine")
 
 
 def _serve(source: Path, stack: ExitStack) -> list[str]:
@@ -141,33 +164,36 @@ def _serve(source: Path, stack: ExitStack) -> list[str]:
     return [f"{HOST}:{record['port']}"]
 
 
-def _fetch(shards: Mapping[str, list[dict[str, Any]]], scratch: Path, config: DownloadConfig, allowed: list[str], bar: Bar) -> dict[str, Fetched]:
-    """What came of each row of a few shards, by id, after the retries."""
-    total = sum(map(len, shards.values()))
-    shown = 0
+class _Rounds:
+    """The rounds of img2dataset of one run of the stage: each works in a folder of its own, and moves the bar."""
 
-    def show(tried: int) -> None:
-        nonlocal shown
-        step = min(tried, total - shown)  # retries are no rows of their own
-        shown += step
-        bar.advance(step)
+    def __init__(self, scratch: Path, config: DownloadConfig, allowed: list[str], bar: Bar) -> None:
+        self._scratch, self._config, self._allowed, self._bar = scratch, config, allowed, bar
 
-    fetched: dict[str, Fetched] = {}
-    pending = [[(row["id"], row["url"]) for row in rows] for rows in shards.values()]
-    for attempt in range(config.retries + 1):
-        fetched |= fetch(
-            pending, scratch=scratch / f"try{attempt}", arguments=_arguments(config), limits=_limits(config, allowed),
-            stall_seconds=config.stall_seconds, on_progress=show,
+    def fetch(self, number: int, new: Links, again: Links) -> dict[str, Fetched]:
+        """What came of each link, by id. Only new ones move the bar."""
+        shown = 0
+
+        def show(tried: int) -> None:
+            nonlocal shown
+            step = min(tried, len(new) - shown)
+            shown += step
+            self._bar.advance(step)
+
+        came = fetch(
+            evenly([*new, *again], self._config.processes), scratch=self._scratch / f"round{number}", arguments=_arguments(self._config),
+            limits=_limits(self._config, self._allowed), stall_seconds=self._config.stall_seconds, on_progress=show,
         )  # fmt: skip
-        again = [(name, url) for shard in pending for name, url in shard if fetched[name].status in TRANSIENT]
-        # together, not shard by shard: img2dataset starts a worker anew every five shards
-        pending = [share for first in range(config.processes) if (share := again[first :: config.processes])]
-        if not pending:
-            break
-        if attempt < config.retries:
-            time.sleep(config.backoff_seconds * 2**attempt)
-    bar.advance(total - shown)
-    return fetched
+        self._bar.advance(len(new) - shown)
+        return came
+
+    def free(self, number: int) -> None:
+        """Removes what a round left, which nothing needs any longer."""
+        _discard(self._scratch / f"round{number}")
+
+
+def _discard(scratch: Path) -> None:
+    shutil.rmtree(scratch, ignore_errors=True)  # a worker that is being killed may still write there; the next run removes it then
 
 
 def _arguments(config: DownloadConfig) -> dict[str, Any]:
@@ -178,16 +204,16 @@ def _arguments(config: DownloadConfig) -> dict[str, Any]:
         "min_image_size": config.min_image_size, "max_aspect_ratio": config.max_aspect_ratio, "max_image_area": config.max_image_pixels,
         "processes_count": config.processes, "thread_count": config.threads, "timeout": config.timeout_seconds,
         "retries": 0,  # its own would come at once, and for opted-out images too
-        "extract_exif": False, "compute_hash": "sha256", "enable_wandb": False,
-        "user_agent_token": ROBOT_NAME, "disallowed_header_directives": list(OPT_OUTS),
+        "extract_exif": False, "enable_wandb": False, "distributor": config.distributor,
+        "disallowed_header_directives": [],  # web.py knows more of them, and reads headers that hold several
     }  # fmt: skip
 
 
 def _limits(config: DownloadConfig, allowed: list[str]) -> dict[str, Any]:
     user_agent = config.user_agent.replace("{version}", metadata.version("unclip"))
     return {
-        "allow_private": config.allow_private, "allowed": allowed, "max_bytes": config.max_bytes, "max_seconds": config.max_seconds,
-        "user_agent": user_agent,
+        "allow_private": config.allow_private, "allowed": allowed, "robots": config.robots == "obey", "user_agent": user_agent,
+        "max_bytes": config.max_bytes, "max_pixels": config.max_image_pixels, "max_seconds": config.max_seconds,
     }  # fmt: skip
 
 

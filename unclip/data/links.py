@@ -9,6 +9,7 @@ from unclip.data.contracts import Reason
 
 SCHEMES = ("http", "https")
 PRIVATE_NAMES = ("localhost", "local", "internal", "localdomain", "lan", "home.arpa")  # as a whole name or as its ending
+GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")  # all of IPv6 that is given out; what lies outside wraps something, or is reserved
 NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: the last 32 bits are an IPv4 address
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -31,6 +32,8 @@ def is_public(address: str) -> bool:
         wrapped = ip.ipv4_mapped or ip.sixtofour or (ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in NAT64 else None)
         if wrapped is not None:
             return is_public(str(wrapped))
+        if ip not in GLOBAL_UNICAST:
+            return False
     return ip.is_global and not ip.is_multicast
 
 

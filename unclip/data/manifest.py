@@ -10,7 +10,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -31,8 +31,13 @@ def runtime(default: Any) -> Any:
 def identity(config: Any) -> dict[str, Any]:
     """The settings of a config dataclass that decide what a stage makes: all but the `runtime` ones."""
     chosen = (f for f in dataclasses.fields(config) if not f.metadata.get("runtime"))
-    values = ((f.name, getattr(config, f.name)) for f in chosen)
-    return {name: identity(value) if dataclasses.is_dataclass(value) else value if not isinstance(value, tuple) else list(value) for name, value in values}
+    return {f.name: _plain(getattr(config, f.name)) for f in chosen}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(entry) for entry in value]
+    return identity(value) if dataclasses.is_dataclass(value) else value
 
 
 @dataclass(frozen=True)
@@ -168,12 +173,7 @@ class Stage:
 
     def record_part(self, name: str, *, made_from: str, rows_in: int, kept: int, rejected: Mapping[str, int], files: list[str], seconds: float) -> Part:
         """Writes the record of a part whose files already stand under their final names."""
-        if rows_in != kept + sum(rejected.values()):
-            raise AssertionError(f"part {name}: {rows_in} rows in, {kept} kept, {dict(rejected)} rejected do not add up")
-        entries = {file: ((self.folder / file).stat().st_size, sha256_file(self.folder / file)) for file in files}
-        part = Part(name, made_from, rows_in, kept, dict(rejected), entries, round(seconds, 3))
-        write_json(self.folder / f"{name}.json", dataclasses.asdict(part))
-        return part
+        return write_part_record(self.folder, Part(name, made_from, rows_in, kept, dict(rejected), dict.fromkeys(files, (0, "")), round(seconds, 3)))
 
     def finish(self, *, counts: Mapping[str, Any], digest: str) -> Manifest:
         """Writes the final manifest."""
@@ -188,7 +188,32 @@ class Stage:
 
     def finish_parts(self, parts: list[Part], **more: Any) -> Manifest:
         """Writes the final manifest with counts and digest added up over all parts."""
-        return self.finish(counts=sum_counts(parts) | more, digest=fingerprint([part.digest for part in parts]))
+        return self.finish(counts=sum_counts(parts) | more, digest=parts_digest(parts))
+
+
+def write_part_record(folder: Path, part: Part) -> Part:
+    """Writes the record of a part whose files stand under their final names, with their sizes and hashes as they are now."""
+    if part.rows_in != part.kept + sum(part.rejected.values()):
+        raise AssertionError(f"part {part.name}: {part.rows_in} rows in, {part.kept} kept, {dict(part.rejected)} rejected do not add up")
+    entries = {file: ((folder / file).stat().st_size, sha256_file(folder / file)) for file in part.files}
+    written = dataclasses.replace(part, files=entries)
+    write_json(folder / f"{part.name}.json", dataclasses.asdict(written))
+    return written
+
+
+def restate(folder: Path, **changes: Any) -> Manifest:
+    """Writes the manifest of a stage again with other inputs, counts or digest, where its result was changed after its end."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise AssertionError(f"{folder} has no manifest to change")
+    changed = dataclasses.replace(manifest, **changes)
+    write_json(folder / MANIFEST, dataclasses.asdict(changed))
+    return changed
+
+
+def parts_digest(parts: Sequence[Part]) -> str:
+    """The digest of a stage that is made of parts."""
+    return fingerprint([part.digest for part in parts])
 
 
 def read_part(folder: Path, name: str) -> Part | None:
@@ -200,7 +225,7 @@ def read_part(folder: Path, name: str) -> Part | None:
     return Part(**content | {"files": {file: (int(size), str(sha)) for file, (size, sha) in content["files"].items()}})
 
 
-def sum_counts(parts: list[Part]) -> dict[str, Any]:
+def sum_counts(parts: Sequence[Part]) -> dict[str, Any]:
     """rows_in, kept and rejected (a number a reason) over parts."""
     rejected: dict[str, int] = {}
     for part in parts:

@@ -8,9 +8,9 @@ KEPT = "kept"
 TRANSIENT: tuple[Reason, ...] = ("server error", "timed out", "connection failed", "too many requests")  # worth another try
 
 _OURS = re.compile(rf"unclip: ({'|'.join(map(re.escape, REASONS))}): (.*?)>?$")
+_WAIT = re.compile(r"; retry after (\d+) s$")  # as web.py says it
 # the first that is found in the text counts
 _DOWNLOAD: tuple[tuple[str, Reason], ...] = (
-    (r"X-Robots-Tag", "opted out"),
     (r"is not allowed|unknown url type", "url not http(s)"),
     (r"HTTP Error (404|410)\b", "not found"),
     (r"HTTP Error (401|402|403|407|451)\b", "forbidden"),
@@ -40,3 +40,9 @@ def outcome(status: str, message: str | None) -> tuple[str, str]:
     table = _IMAGE if status == "failed_to_resize" else _DOWNLOAD
     found = (reason for pattern, reason in table if re.search(pattern, text))
     return next(found, "other"), text
+
+
+def seconds_to_wait(detail: str) -> float:
+    """How long a site has asked us, by Retry-After, to leave it alone; 0 where it has not."""
+    found = _WAIT.search(detail)
+    return float(found[1]) if found else 0.0

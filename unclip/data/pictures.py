@@ -20,7 +20,7 @@ from unclip.data.cache import open_vectors
 from unclip.data.loader import WHOLE, Piece, padded_states, turns_of
 from unclip.data.manifest import runtime
 from unclip.data.shard_index import INDEX, PictureReader, Places, find, indexing, open_index
-from unclip.data.shards import Window, decode
+from unclip.data.shards import Window, curated_rows, decode
 from unclip.data.store import Vectors, iter_part, part_paths
 from unclip.data.stream import read_ahead
 from unclip.files import UnclipError
@@ -229,6 +229,15 @@ def _texts(part: Path, *, captions: bool) -> pa.Table:
     return pa.table([pa.array(column, pa.string()) for column in columns], names=names)
 
 
+def _unembedded(tar: Path, part: Path | None, index: pa.Table) -> int:
+    """How many pictures of a shard should have a row in the store, and have none: those that `curate` dropped should not."""
+    verdicts = curated_rows(tar) if tar.exists() else None
+    wanted = index["key"] if verdicts is None else verdicts.filter(pc.equal(verdicts["status"], "kept"))["key"]
+    batches = [] if part is None else [batch["key"] for batch in iter_part(part, ["key"], selected=False)]
+    held = np.concatenate([np.zeros(0, object), *batches])
+    return int(pc.sum(pc.invert(pc.is_in(wanted.combine_chunks(), value_set=pa.array(held, pa.string())))).as_py() or 0)
+
+
 def _join(shards: Path, store: Path, split: str, config: PictureConfig) -> Joined:
     """Part by part: the keys of one are in memory at a time."""
     parts = {path.stem: path for path in part_paths(store)}
@@ -243,7 +252,7 @@ def _join(shards: Path, store: Path, split: str, config: PictureConfig) -> Joine
             wanted = held.filter(pc.equal(held["split"], split))
             at = find(index, wanted["key"])
             has = np.flatnonzero(at >= 0)
-            unembedded += len(index) - int((find(index, held["key"]) >= 0).sum())
+            unembedded += _unembedded(shards / f"{name}.tar", parts.get(name), index)
             missing += len(wanted) - len(has)
             chosen[name] = index.drop_columns("key").take(at[has])
             store_rows.append(begin + has)

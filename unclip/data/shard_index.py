@@ -1,8 +1,8 @@
 """Where each picture of a shard lies, so that any one of them is read by itself and known to be whole.
 
-A tar has no table of contents. Ours is made in one pass over it, in which its bytes are held against the shard's record,
-and lies under the shards' `_cache/`. It may be thrown away at any time: whoever opens it makes it again where it is
-missing, broken, or of another tar.
+A tar has no table of contents. Ours is made once, after the tar's bytes were held against the shard's record, and lies
+under the shards' `_cache/`, for CLIP is trained before there is an embedding store. It may be thrown away at any time:
+whoever opens it makes it again where it is missing, broken, or of another tar.
 """
 
 import os

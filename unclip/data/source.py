@@ -6,7 +6,7 @@ Each row gets a shard, once and for ever: rows that come later go to new shards,
 import contextlib
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from unclip.data import contracts
-from unclip.data.contracts import REJECTED, SOURCE, Reason
+from unclip.data.contracts import REJECTED, SOURCE, Reason, iter_rows
+from unclip.data.extras import EXTRAS, as_text, extras_row, extras_schema, known_extras
 from unclip.data.folder import BY_HASH, ServedLink, folder_rows, visible_files
 from unclip.data.links import RefusedError, cleaned_url
 from unclip.data.manifest import MANIFEST, Manifest, Stage, finished_manifest, is_current, read_manifest, runtime
+from unclip.data.marks import NO_MARKS, Ids, Marks
 from unclip.data.tables import Row, count_rows, read_rows
 from unclip.files import UnclipError, fingerprint, remove, remove_leftovers, replacing, sha256_file
 from unclip.progress import progress
@@ -43,6 +44,7 @@ class SourceConfig:
     url_column: str = "url"  # tables only
     caption_column: str = "caption"
     split_column: str = ""  # "" takes a folder's own `split`, or holds out by a hash of the caption
+    keep_columns: tuple[str, ...] = ()  # of a table, kept in `columns.parquet` for the rules of `curate.columns`
     heldout_fraction: float = 0.05  # of the captions, where no column says it
     shard_size: int = 1000  # rows
     allow_private: bool = False  # follow links to private, loopback and link-local addresses
@@ -56,10 +58,12 @@ class SourceConfig:
             raise ValueError(f"shard_size must be in [1, {MAX_SHARD_SIZE}], got {self.shard_size}")
         if not self.url_column or not self.caption_column:
             raise ValueError("url_column and source.caption_column must name a column, got an empty name")
+        if len({*self.keep_columns}) < len(self.keep_columns) or "" in self.keep_columns:
+            raise ValueError(f"keep_columns must name columns, each once, got {list(self.keep_columns)}")
 
 
-def source_inputs(config: SourceConfig) -> dict[str, str]:
-    """A digest of what the stage would read: the bytes of a table; the names, sizes and times of a folder's files.
+def source_inputs(config: SourceConfig, removed: Marks = NO_MARKS) -> dict[str, str]:
+    """A digest of what the stage would read: the bytes of a table; the names, sizes and times of a folder's files; what was removed.
 
     Raises:
         UnclipError: the path is not there, or nothing of the kind that this stage reads.
@@ -67,32 +71,32 @@ def source_inputs(config: SourceConfig) -> dict[str, str]:
     path = _existing(config)
     if path.is_file():
         count_rows(path)
-        return {"table": sha256_file(path)}
+        return {"table": sha256_file(path)} | removed.inputs()
     entries = []
     for file in visible_files(path):
         state = file.stat()
         entries.append([file.relative_to(path).as_posix(), state.st_size, state.st_mtime_ns])
-    return {"folder": fingerprint(entries)}
+    return {"folder": fingerprint(entries)} | removed.inputs()
 
 
-def build_source(out: Path, config: SourceConfig) -> Manifest:
+def build_source(out: Path, config: SourceConfig, removed: Marks = NO_MARKS) -> Manifest:
     """Writes `out/table.parquet`, `out/rejected.parquet` and the manifest; for a folder also `out/serve.json`.
 
     Rows that the table already holds keep their place, rows that are new go to new shards at its end, rows that have gone
-    from the source stay. In the manifest, rows_in = kept + rejected are the rows that were given this time; `rows` are
-    those of the table.
+    from the source stay, rows whose links were removed are refused. In the manifest, rows_in = kept + rejected are the rows
+    that were given this time; `rows` are those of the table.
 
     Raises:
         UnclipError: the source can't be read, or not one of its rows can be used.
     """
-    inputs = source_inputs(config)
+    inputs = source_inputs(config, removed)
     if is_current(out, STAGE, config, inputs) and (out / TABLE).exists():
         return finished_manifest(out, STAGE)
     begun = read_manifest(out) is not None
     stage = Stage(out, STAGE, config, inputs)
     remove_leftovers(out)
     try:
-        counts, digest = _build(out, config)
+        counts, digest = _build(out, config, removed)
     except UnclipError:
         if not begun:
             remove(out / MANIFEST)  # so that the setting which was wrong can be put right
@@ -109,25 +113,32 @@ def _existing(config: SourceConfig) -> Path:
     return path
 
 
-def _build(out: Path, config: SourceConfig) -> tuple[dict[str, object], str]:
+def _build(out: Path, config: SourceConfig, removed: Marks) -> tuple[dict[str, object], str]:
     path = _existing(config)
     given, total = _folder_rows(out, path, config) if path.is_dir() else _table_rows(path, config)
     reasons: Counter[str] = Counter()
     rows_in = 0
     with (
-        _writing(out / REJECTED_TABLE, REJECTED) as rejected,
+        writing(out / REJECTED_TABLE, REJECTED) as rejected,
         contextlib.suppress(_NothingUsableError),
-        _writing(out / TABLE, SOURCE) as table,
+        writing(out / TABLE, SOURCE) as table,
+        writing(out / EXTRAS, extras_schema(config.keep_columns)) if config.keep_columns else contextlib.nullcontext() as extras,
         progress(STAGE, total, unit="rows") as bar,
     ):
-        growth = Growth(table, _known_rows(out / TABLE), config.shard_size)
+        growth = Growth(table, iter_rows(out / TABLE, SOURCE) if (out / TABLE).exists() else (), config.shard_size, removed)
+        if extras is not None:
+            for known in known_extras(out / EXTRAS):
+                if growth.knows(known["id"]):  # a killed run may have left more
+                    extras.add(known)
         for number, row in enumerate(given):
             rows_in += 1
             try:
-                growth.add(*_usable(row, config))
+                new = growth.add(*_usable(row, config))
+                if new is not None and extras is not None:
+                    extras.add(extras_row(*new, {name: as_text(value) for name, value in zip(config.keep_columns, row.values[3:], strict=True)}))
             except RefusedError as refused:
                 reasons[refused.reason] += 1
-                url, caption = (_shown(value) for value in row.values[:2])
+                url, caption = (None, None) if leads_to(removed, row.values[0]) else (_shown(value) for value in row.values[:2])
                 rejected.add({"row": number, "url": url, "caption": caption, "reason": refused.reason, "detail": refused.detail[:SHOWN]})
             bar.advance()
         if rows_in == reasons.total():
@@ -151,7 +162,7 @@ def _usable(row: Row, config: SourceConfig) -> tuple[str, str, str]:
     """The link, the caption and the split of a row. Raises RefusedError."""
     if row.problem:
         raise RefusedError("row malformed", row.problem)
-    url, caption, split = row.values
+    url, caption, split = row.values[:3]
     if isinstance(url, RefusedError):
         raise url
     if url is None or url == "":
@@ -187,17 +198,20 @@ def _split(given: object, caption: str, config: SourceConfig) -> str:
 def _folder_rows(out: Path, folder: Path, config: SourceConfig) -> tuple[Iterator[Row], int]:
     if config.url_column != SourceConfig.url_column:
         raise UnclipError(f"source.url_column has no effect on a folder, got {config.url_column!r}; leave it out")
+    if config.keep_columns:
+        raise UnclipError(f"source.keep_columns needs a table of links, but {folder} is a folder; leave it out")
     return folder_rows(out, folder, caption_column=config.caption_column, split_column=config.split_column)
 
 
 def _table_rows(path: Path, config: SourceConfig) -> tuple[Iterator[Row], int]:
     columns = [config.url_column, config.caption_column]
     if config.split_column:
-        return read_rows(path, [*columns, config.split_column]), count_rows(path)
-    return (Row((*row.values, BY_HASH), row.problem) for row in read_rows(path, columns)), count_rows(path)
+        return read_rows(path, [*columns, config.split_column, *config.keep_columns]), count_rows(path)
+    rows = read_rows(path, [*columns, *config.keep_columns])
+    return (Row((*row.values[:2], BY_HASH, *row.values[2:]), row.problem) for row in rows), count_rows(path)
 
 
-class _Writer:
+class RowWriter:
     """A Parquet file that rows are added to one by one."""
 
     def __init__(self, file: pq.ParquetWriter, schema: pa.Schema) -> None:
@@ -205,21 +219,34 @@ class _Writer:
         self._rows: list[dict[str, object]] = []
 
     def add(self, row: dict[str, object]) -> None:
+        """Takes a row in."""
         self._rows.append(row)
         if len(self._rows) >= ROWS_AT_ONCE:
             self.flush()
 
     def flush(self) -> None:
+        """Writes the rows that wait."""
         self._file.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
         self._rows = []
 
 
 @contextlib.contextmanager
-def _writing(path: Path, schema: pa.Schema) -> Iterator[_Writer]:
+def writing(path: Path, schema: pa.Schema) -> Iterator[RowWriter]:
+    """A Parquet file to add rows to, which takes its place when the block ends well."""
     with replacing(path) as aside, pq.ParquetWriter(aside, schema, compression="zstd", write_page_checksum=True) as file:
-        writer = _Writer(file, schema)
+        writer = RowWriter(file, schema)
         yield writer
         writer.flush()
+
+
+def leads_to(removed: Marks, url: object) -> bool:
+    """Whether a link, in any spelling that is cleaned, is one that was removed."""
+    if not removed.hashes or not isinstance(url, str):
+        return False
+    try:
+        return cleaned_url(url, allow_private=True) in removed
+    except RefusedError:
+        return False
 
 
 def _shown(value: object) -> str | None:
@@ -227,42 +254,52 @@ def _shown(value: object) -> str | None:
 
 
 class Growth:
-    """The source table as it grows: rows that it knows keep their shard, new ones fill new shards."""
+    """The source table as it grows: rows that it knows keep their shard, new ones fill new shards.
 
-    def __init__(self, table: _Writer, known: Iterator[dict[str, Any]], shard_size: int) -> None:
-        self._table, self._shard_size = table, shard_size
+    Of a row no more than its id is held in memory. What was removed keeps its place, as a row without link and caption.
+    """
+
+    def __init__(self, table: RowWriter, known: Iterable[dict[str, Any]], shard_size: int, removed: Marks) -> None:
+        self._table, self._shard_size, self._removed = table, shard_size, removed
         self._hash = hashlib.sha256()
         self._splits: Counter[str] = Counter()
-        self._shards = self._new = 0
-        self._known: set[str] = set()
-        self._seen: set[str] = set()
+        self._shards = self._new = self._num_known = self._num_seen_again = 0
+        self._known, self._seen = Ids(), Ids()
         for row in known:
-            self._write(row)
+            self._write(row if row["url"] not in removed else row | {"url": "", "caption": ""})
             self._known.add(row["id"])
+            self._num_known += 1
             self._shards = max(self._shards, row["shard"] + 1)
         self._first_new_shard = self._shards
 
-    def add(self, url: str, caption: str, split: str) -> None:
-        """Takes a row of the source in. Raises RefusedError where the same one came before."""
+    def add(self, url: str, caption: str, split: str) -> tuple[str, int] | None:
+        """Takes a row of the source in; id and shard of one that is new. Raises RefusedError where the same one came before, or its link was removed."""
+        if url in self._removed:
+            raise RefusedError("removed")
         name = row_id(url, caption)
-        if name in self._seen:
+        if not self._seen.add(name):
             raise RefusedError("duplicate url and caption")
-        self._seen.add(name)
         if name in self._known:
-            return
+            self._num_seen_again += 1
+            return None
         shard = self._first_new_shard + self._new // self._shard_size
         self._write({"id": name, "url": str(url), "caption": caption, "split": split, "shard": shard})
         self._new += 1
         self._shards = shard + 1
+        return name, shard
+
+    def knows(self, name: str) -> bool:
+        """Whether the table held a row of this id before."""
+        return name in self._known
 
     def _write(self, row: dict[str, Any]) -> None:
         self._table.add(row)
-        self._hash.update(f"{row['id']} {row['shard']} {row['split']}\n".encode())
+        self._hash.update(f"{row['id']} {row['shard']} {row['split']}{'' if row['url'] else ' removed'}\n".encode())
         self._splits[row["split"]] += 1
 
     def counts(self) -> dict[str, object]:
         """What the table holds: rows, those new in it, those that the source no longer has, shards, rows a split."""
-        gone = len(self._known - self._seen)
+        gone = self._num_known - self._num_seen_again
         return {"rows": self._splits.total(), "new": self._new, "gone": gone, "shards": self._shards, "splits": dict(sorted(self._splits.items()))}
 
     def digest(self) -> str:
@@ -273,10 +310,3 @@ class Growth:
 def row_id(url: str, caption: str) -> str:
     """The id of a row: the first 16 hexadecimal digits of the SHA-256 of its link and caption."""
     return hashlib.sha256(f"{url}\0{caption}".encode()).hexdigest()[:16]
-
-
-def _known_rows(path: Path) -> Iterator[dict[str, Any]]:
-    if not path.exists():
-        return
-    for batch in contracts.read_table(path, SOURCE).to_batches(ROWS_AT_ONCE):
-        yield from batch.to_pylist()

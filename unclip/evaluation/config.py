@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from unclip.data.manifest import MANIFEST, finished_manifest, runtime
+from unclip.data.store import rows_digest
 from unclip.generate import GenerateConfig
 from unclip.layout import Paths
 from unclip.prior.condition import PriorKind
@@ -95,13 +96,14 @@ def evaluate_inputs(paths: Paths, config: EvaluateConfig) -> dict[str, str]:
     Raises:
         UnclipError: an earlier stage has not finished.
     """
-    folders = {"shards": ("download", paths.shards), "embeddings": ("embed", paths.embeddings), "index": ("index", paths.index)}
+    folders = {"shards": ("download", paths.shards), "index": ("index", paths.index)}
     folders |= {"clip": ("clip", paths.clip), "prior": ("prior", paths.prior), "decoder": ("decoder", paths.decoder)}
     if config.text_decoder:
         folders |= {"text decoder": ("decoder", text_decoder_folder(paths, config))}
     if (paths.upsampler / MANIFEST).is_file():
         folders |= {"upsampler": ("upsampler", paths.upsampler)}
-    return {name: finished_manifest(folder, stage).digest for name, (stage, folder) in folders.items()}
+    digests = {name: finished_manifest(folder, stage).digest for name, (stage, folder) in folders.items()}
+    return digests | {"embeddings": rows_digest(paths.embeddings)}
 
 
 def text_decoder_folder(paths: Paths, config: EvaluateConfig) -> Path:

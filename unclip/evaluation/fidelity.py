@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unclip.clip import Clip
-from unclip.data.index import normalised
 from unclip.data.loader import as_pixels
+from unclip.data.store import normalised
 from unclip.evaluation.classifier import shrunk
 from unclip.evaluation.distribution import MAX_AXES, ROWS_AN_AXIS, Training, frechet_of_rows, halves_of
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from unclip.clip import Clip
-from unclip.data.index import normalised
+from unclip.data.store import normalised
 from unclip.evaluation.heldout import Asked, batches
 from unclip.evaluation.intervals import mean_with_interval
 from unclip.worlds.judge import ATTRIBUTES

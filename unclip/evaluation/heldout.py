@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from unclip.clip import Clip
-from unclip.data.index import normalised
-from unclip.data.store import Pairs, emb_width, iter_batches, read_pairs, splits_of
+from unclip.data.store import Pairs, emb_width, iter_batches, normalised, read_pairs, splits_of
 from unclip.evaluation.config import EvaluateConfig
 from unclip.files import UnclipError
 from unclip.generate import GenerateConfig, draw_candidates, text_condition

@@ -13,6 +13,9 @@ def long_rows(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for row in report["counts"]["rows"]:
         numbers = {name: row[name] for name in ("rows_in", "kept")} | {f"rejected: {reason}": number for reason, number in row["rejected"].items()}
         yield from _entries("counts", row["stage"], numbers)
+    for split, times in report["leakage"].get("splits", {}).items():
+        for time_of, numbers in times.items():
+            yield from _entries("leakage", f"{split} / {time_of}", numbers)
     for split, numbers in report["clip"].items():
         yield from _entries("clip", split, numbers)
     yield from _of_priors(report)

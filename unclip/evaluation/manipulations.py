@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from unclip.data.index import normalised
+from unclip.data.store import normalised
 from unclip.evaluation.heldout import SHAPES, Asked
 from unclip.evaluation.pictures import comparison_sheet
 from unclip.files import UnclipError

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unclip.data.index import normalised
-from unclip.data.store import emb_width, iter_batches
+from unclip.data.store import emb_width, iter_batches, normalised
 from unclip.evaluation.classifier import UNSAID
 from unclip.evaluation.heldout import TRAIN, Asked
 from unclip.evaluation.judge import Judge

@@ -68,6 +68,7 @@ def evaluate(paths: Paths, models: Models, priors: Mapping[PriorKind, Prior], se
         "world": section.world,
         "targets": of_pictures.pop("targets"),  # first, since what shows a report in short takes its beginning
         "counts": counts.measure_counts(manifests, paths.embeddings),
+        "leakage": manifests["select"].counts["leakage"],
         "clip": clip.measure_clip(splits, world=section.world, seed=seed),
         **measured,
         **of_pictures,

@@ -14,10 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from unclip.clip import TowerConfig, make_tokenizer, training_preprocess
-from unclip.data.contracts import SHARD, read_table
 from unclip.data.loader import WHOLE, Piece, turns_of
-from unclip.data.outcomes import KEPT
 from unclip.data.shard_index import PictureReader, Places, find, indexing, open_index
+from unclip.data.shards import kept_rows
 from unclip.data.stream import read_ahead
 from unclip.files import UnclipError
 from unclip.progress import progress
@@ -97,8 +96,8 @@ def open_clip_pairs(shards: Path, tower: TowerConfig) -> ClipPairs:
     paths = sorted(shards.glob("*.tar"))
     with indexing(shards), progress("shards", len(paths), unit="shard") as bar:
         for path in paths:
-            listed = read_table(path.with_suffix(".parquet"), SHARD)
-            wanted = listed.filter(pc.and_(pc.equal(listed["split"], "train"), pc.equal(listed["status"], KEPT)))
+            listed = kept_rows(path)
+            wanted = listed.filter(pc.equal(listed["split"], "train"))
             index = open_index(shards, path.stem)
             at = find(index, wanted["key"])
             if (at < 0).any():

@@ -11,11 +11,10 @@ from unclip import checkpoint
 from unclip.data.loader import Piece, as_pixels
 from unclip.data.manifest import Manifest, finished_manifest, runtime
 from unclip.data.pictures import PictureBatch, PictureConfig, open_pictures
-from unclip.data.stats import STATS
-from unclip.data.store import emb_width, text_width
+from unclip.data.stats import read_stats
+from unclip.data.store import emb_width, rows_digest, text_width
 from unclip.decoder import Decoder, DecoderConfig
 from unclip.diffusion.loss import StepSampling
-from unclip.files import read_json
 from unclip.training.config import TrainingConfig
 from unclip.training.decoder_loss import DecoderBatch, decoder_loss
 from unclip.training.draws import Draws
@@ -63,7 +62,7 @@ class DecoderStageConfig:
 
 def decoder_inputs(shards: Path, store: Path) -> dict[str, str]:
     """What the stage would read today."""
-    return {"shards": finished_manifest(shards, "download").digest, "embeddings": finished_manifest(store, "embed").digest}
+    return {"shards": finished_manifest(shards, "download").digest, "embeddings": rows_digest(store)}
 
 
 def decoder_is_trained(run: Path, config: DecoderStageConfig) -> bool:
@@ -91,7 +90,7 @@ def _fit(shards: Path, store: Path, run: Path, config: DecoderStageConfig) -> tu
     )  # fmt: skip
     torch.manual_seed(config.training.seed)
     model = Decoder(config.network, emb_width=emb_width(store), text_width=text_width(store))
-    stats = read_json(store / STATS)[f"{config.network.embedding}_emb"]
+    stats = read_stats(store)[f"{config.network.embedding}_emb"]
     model.emb_mean.copy_(torch.tensor(stats["mean"]))
     model.emb_std.copy_(torch.tensor(stats["std"]))
     model = model.to(memory_format=torch.channels_last)

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from unclip.data.cache import Reading, open_pairs
 from unclip.data.loader import Piece, as_floats, batches_of, padded_states
-from unclip.data.stats import STATS
+from unclip.data.stats import read_stats
 from unclip.data.store import Pairs, Ragged
-from unclip.files import UnclipError, read_json
+from unclip.files import UnclipError
 from unclip.prior.caption import CaptionTokens
 from unclip.prior.condition import TextCondition
 from unclip.training.config import TrainingConfig
@@ -61,7 +61,7 @@ def read_prior_data(store: Path, *, reading: Reading, max_text_tokens: int, sett
 
 def set_whitening(store: Path, *, image: nn.Module | None, text: CaptionTokens) -> None:
     """Copies the store's statistics into the buffers of a prior (emb_mean, emb_std) and of what reads its captions."""
-    stats = read_json(store / STATS)
+    stats = read_stats(store)
     for module, prefix, key in ((image, "emb", "image_emb"), (text, "text", "text_emb")):
         for name in ("mean", "std") if module is not None else ():
             getattr(module, f"{prefix}_{name}").copy_(torch.tensor(stats[key][name]))
