@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -28,6 +28,7 @@ from unclip.data.manifest import Part, parts_digest, read_manifest, read_part, r
 from unclip.data.marks import Marks
 from unclip.data.outcomes import KEPT
 from unclip.data.pack import NAME_DIGITS, write_shard
+from unclip.data.serve import HOST, file_below
 from unclip.data.source import REJECTED_TABLE, SHOWN, TABLE, Growth, leads_to, writing
 from unclip.data.stats import STATS, write_stats
 from unclip.files import UnclipError, read_json, remove, remove_leftovers, replacing, write_json
@@ -220,14 +221,18 @@ def _clear_source(source: Path, marks: Marks, links: Sequence[str], world: Path)
 
 def _clear_world(source: Path, marks: Marks, world: Path) -> None:
     """A world lies under the root, and so its pictures are ours to remove; those of a folder of the user's are the user's."""
-    if not (source / SERVE).exists() or Path(read_json(source / SERVE)["folder"]) != world.absolute() or not world.is_dir():
+    served = read_json(source / SERVE) if (source / SERVE).exists() else {"folder": ""}
+    if not world.is_dir() or Path(served["folder"]) != world.absolute():
         return
-    files = {unquote(urlsplit(row["url"]).path).lstrip("/") for row in iter_rows(source / TABLE, SOURCE) if row["url"] in marks}
+    base, root = f"http://{HOST}:{served['port']}/", world.resolve()
+    links = (row["url"] for row in iter_rows(source / TABLE, SOURCE) if row["url"] in marks and row["url"].startswith(base))
+    files = [file for link in links if (file := file_below(root, urlsplit(link).path)) is not None]  # never one outside of the world
     captions = pq.read_table(world / "captions.parquet")
+    gone = pa.array([file.relative_to(root).as_posix() for file in files], pa.string())
     with replacing(world / "captions.parquet") as aside:
-        pq.write_table(captions.filter(pc.invert(pc.is_in(captions["file"], pa.array(sorted(files), pa.string())))), aside, compression="zstd")
+        pq.write_table(captions.filter(pc.invert(pc.is_in(captions["file"], gone))), aside, compression="zstd")
     for file in files:
-        remove(world / file)
+        remove(file)
 
 
 def _digest(folder: Path) -> str:
