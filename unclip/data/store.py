@@ -50,7 +50,7 @@ def iter_batches(store: Path, columns: Sequence[str], *, batch_size: int = 8192)
                 _require(path, file.schema_arrow.names, columns)
                 for batch in file.iter_batches(batch_size=batch_size, columns=list(columns)):
                     yield {name: column_array(batch.column(name)) for name in columns}
-        except (OSError, pa.ArrowInvalid) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise UnclipError(f"{path} is damaged ({' '.join(str(error).split())[:200]}); remove it and its .json, and run `unclip embed` again") from None
 
 
