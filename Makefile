@@ -1,6 +1,7 @@
 # make demo       the whole pipeline on an embedded data set (WORLD=shapes or emoji), ends with pictures and a report
 # make test       every gate: format, lint, types, import contracts, tests
 # make test-all   the same, and then the tests that take minutes: kills at random, fault servers under load
+# make pictures   the pictures of README's "Using the models", from a root that `make demo` has finished (ROOT=data/demo)
 # make bench      speed and memory of each hot path beside its peers (ONLY="prior" for one of them)
 
 PYTHON ?= python3
@@ -14,10 +15,26 @@ PEERS := $(VENV)/peers
 export DO_NOT_TRACK := 1
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: demo test test-all bench environment environment-dev format
+.PHONY: demo pictures test test-all bench environment environment-dev format
 
 demo: environment
 	$(BIN)/unclip run --preset $(PRESET_$(WORLD))
+
+ROOT ?= data/demo
+MADE := $(ROOT)/pictures
+RING := $(ROOT)/world/images/heldout-scene-000001.png
+CIRCLE := $(ROOT)/world/images/heldout-scene-000005.png
+
+pictures: environment
+	mkdir -p $(MADE)
+	$(BIN)/python -c "from PIL import Image; m = Image.new('L', Image.open('$(CIRCLE)').size); w, h = m.size; m.paste(255, (0, h // 2, w, h)); m.save('$(MADE)/mask.png')"
+	$(BIN)/unclip variations $(RING) --root $(ROOT) --num 7 --eta 0.8 --out $(MADE)/variations --overwrite
+	$(BIN)/unclip interpolate $(RING) $(CIRCLE) --root $(ROOT) --num 6 --out $(MADE)/interpolate --overwrite
+	$(BIN)/unclip edit $(CIRCLE) --from "a large blue circle" --to "a large red circle" --root $(ROOT) --guidance 2 --out $(MADE)/edit --overwrite
+	$(BIN)/unclip inpaint $(CIRCLE) "a large red star" --mask $(MADE)/mask.png --root $(ROOT) --num 6 --resamples 2 --out $(MADE)/inpaint --overwrite
+	$(BIN)/unclip reconstruct $(RING) --pca 1,2,4,8,16,32,64 --root $(ROOT) --out $(MADE)/reconstruct --overwrite
+	for made in variations interpolate edit inpaint reconstruct; do cp $(MADE)/$$made/sheet.png data/pictures/$$made.png; done
+	cp $(MADE)/interpolate/animation.gif data/pictures/interpolate.gif
 
 test: environment-dev
 	$(BIN)/ruff format --check .
@@ -29,7 +46,7 @@ test: environment-dev
 test-all: test
 	$(BIN)/pytest -n 2 --dist loadgroup -m slow
 
-bench: environment-dev $(PEERS)/prior/installed
+bench: environment-dev $(PEERS)/prior/installed $(PEERS)/decoder/installed
 	$(BIN)/python -m tests.benchmarks --peers $(PEERS) $(ONLY)
 
 format: environment-dev
@@ -50,7 +67,7 @@ $(VENV)/installed-dev: $(VENV)/installed
 	touch $@
 
 # what only a benchmark compares with wants older packages than we have, so it lives outside of the environment
-$(PEERS)/prior/installed: tests/benchmarks/peers/prior.txt $(VENV)/installed-dev
+$(PEERS)/%/installed: tests/benchmarks/peers/%.txt $(VENV)/installed-dev
 	rm -rf $(@D)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(@D) --requirement $<
 	touch $@

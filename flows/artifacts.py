@@ -39,7 +39,7 @@ def show_counts(counts: Mapping[str, Mapping[str, Any]]) -> None:
 
 def _counts_row(stage: str, counted: Mapping[str, Any]) -> dict[str, Any]:
     rejected = counted.get("rejected") or {}
-    others = {name: value for name, value in counted.items() if name not in ("rows_in", "kept", "rejected")}
+    others = flat({name: value for name, value in counted.items() if name not in ("rows_in", "kept", "rejected")})
     return {
         "stage": stage,
         "rows in": counted.get("rows_in", ""),

@@ -1,4 +1,4 @@
-"""The whole pipeline as one flow: each stage is a child process that works on one data root, in this order.
+"""The whole pipeline as one flow: each stage works on one data root, as a child process where it takes long, in this order.
 
 The manifests on disk are the memory. Prefect adds order, retries, schedules, logs and pictures of the results. A stage
 that is done is skipped, whoever did it; a run that was stopped goes on where it stood when it is started again.
@@ -25,11 +25,14 @@ def everything(config: RunConfig) -> dict[str, Any]:
     counts = {
         "source": work_on("source", config),  # links and captions -> one table, and what was rejected
         "download": work_on_network("download", config),  # -> shards of pictures
+        "curate": work_on("curate", config),  # rules without a model: duplicates, poor captions
         "clip": work_on("clip", config),  # -> the CLIP that gives pictures and captions one space
         "embed": work_on("embed", config),  # -> the embedding store
+        "select": work_on("select", config),  # rules on embeddings: near duplicates, leaks between splits
         "index": work_on("index", config),  # -> nearest-neighbour search
         "prior": work_on("prior", config),  # caption -> image embedding
         "decoder": work_on("decoder", config),  # image embedding -> picture
+        "upsampler": work_on("upsampler", config),  # small picture -> large picture
         "evaluate": work_on("evaluate", config),  # -> numbers, pictures and the report
     }
     report = paths_of(config).report

@@ -27,11 +27,14 @@ DEPLOYMENTS = (
     Deployment("flows.everything.everything", "nightly", cron="15 2 * * *"),
     Deployment("flows.stages.source", "on-demand"),
     Deployment("flows.stages.download", "on-demand"),
+    Deployment("flows.stages.curate", "on-demand"),
     Deployment("flows.stages.clip", "on-demand"),
     Deployment("flows.stages.embed", "on-demand"),
+    Deployment("flows.stages.select", "on-demand"),
     Deployment("flows.stages.index", "on-demand"),
     Deployment("flows.stages.prior", "on-demand"),
     Deployment("flows.stages.decoder", "on-demand"),
+    Deployment("flows.stages.upsampler", "on-demand"),
     Deployment("flows.stages.evaluate", "on-demand"),
 )
 

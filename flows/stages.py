@@ -1,4 +1,4 @@
-"""One flow a stage, and the task that they share with the whole pipeline: a child process that works on the data root."""
+"""One flow a stage, and the task that they share with the whole pipeline: most are a child process that works on the data root."""
 
 import logging
 import sys
@@ -14,11 +14,12 @@ from flows.process import StageError, run_child
 from unclip.config import RunConfig, as_dict
 from unclip.data.manifest import finished_manifest
 from unclip.files import write_json
-from unclip.stages import STAGES, is_done, paths_of
+from unclip.stages import STAGES, is_done, paths_of, result_of, run_stage
 
 Counts = dict[str, Any]
 
-TRAINED = ("prior", "decoder")  # the commands of `unclip train`
+HERE = ("curate", "select")  # no model is loaded: on most roots a child would take longer to start than they take
+TRAINED = ("prior", "decoder", "upsampler")  # the commands of `unclip train`
 RETRY_SECONDS = (30.0, 120.0, 480.0)  # a network may be back by then
 
 
@@ -40,13 +41,18 @@ def work_on(name: str, config: RunConfig) -> Counts:
             print(line, file=sys.stderr, flush=True)
         progress.read(line)
 
-    if is_done(name, config):
+    if why := STAGES[name].idle(config):
+        logger.info("%s has nothing to do, because %s", name, why)
+    elif is_done(name, config):
         logger.info("%s is done already: %s", name, folder)
+        return dict(finished_manifest(folder, name).counts)
+    file = Path(config.root) / "run.json"
+    write_json(file, as_dict(config))
+    if name in HERE:
+        run_stage(name, config)
     else:
-        file = Path(config.root) / "run.json"
-        write_json(file, as_dict(config))
         run_child(command_of(name, file), name=name, say=None if sys.stderr.isatty() else say)
-    return dict(finished_manifest(folder, name).counts)
+    return dict(result_of(name, config).counts)
 
 
 def command_of(name: str, file: Path) -> list[str]:
@@ -84,6 +90,16 @@ def download(config: RunConfig) -> Counts:
     return _shown("download", work_on_network("download", config))
 
 
+@flow(name="curate", persist_result=False)
+def curate(config: RunConfig) -> Counts:
+    """Drops rows by rules that need no model: duplicates, small pictures, captions that say nothing.
+
+    Args:
+        config: the whole run; what is left out has its default.
+    """
+    return _shown("curate", work_on("curate", config))
+
+
 @flow(name="clip", persist_result=False)
 def clip(config: RunConfig) -> Counts:
     """Trains a small CLIP on the shards, or takes one from open_clip.
@@ -102,6 +118,16 @@ def embed(config: RunConfig) -> Counts:
         config: the whole run; what is left out has its default.
     """
     return _shown("embed", work_on("embed", config))
+
+
+@flow(name="select", persist_result=False)
+def select(config: RunConfig) -> Counts:
+    """Drops rows by their embeddings: unlike pairs, near duplicates, leaks from training to evaluation.
+
+    Args:
+        config: the whole run; what is left out has its default.
+    """
+    return _shown("select", work_on("select", config))
 
 
 @flow(name="index", persist_result=False)
@@ -132,6 +158,16 @@ def decoder(config: RunConfig) -> Counts:
         config: the whole run; what is left out has its default.
     """
     return _shown("decoder", work_on("decoder", config))
+
+
+@flow(name="upsampler", persist_result=False)
+def upsampler(config: RunConfig) -> Counts:
+    """Trains the upsamplers: from a small picture to a large one.
+
+    Args:
+        config: the whole run; what is left out has its default.
+    """
+    return _shown("upsampler", work_on("upsampler", config))
 
 
 @flow(name="evaluate", persist_result=False)

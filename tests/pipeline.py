@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-STAGES = ("source", "download", "clip", "embed", "index", "prior", "decoder", "evaluate")
-COMMANDS = {"prior": ["train", "prior"], "decoder": ["train", "decoder"], "evaluate prior": ["evaluate", "prior"]}
+STAGES = ("source", "download", "curate", "clip", "embed", "select", "index", "prior", "decoder", "upsampler", "evaluate")
+COMMANDS = {"prior": ["train", "prior"], "decoder": ["train", "decoder"], "upsampler": ["train", "upsampler"], "evaluate prior": ["evaluate", "prior"]}
 SECONDS = 280
 
 # Read by every Python process that has the folder on its PYTHONPATH: whoever speaks to anything but this machine is written down.
@@ -80,11 +80,14 @@ def folder_of(root: Path, stage: str) -> Path:
     """Where a stage leaves its result in the tiny preset."""
     return root / {
         "download": "shards",
+        "curate": "shards/_curated",
         "clip": "clip/own",
         "embed": "embeddings/own",
+        "select": "embeddings/own/_selected",
         "index": "index/own",
         "prior": "prior/main",
         "decoder": "decoder/main",
+        "upsampler": "upsampler/main",
         "evaluate": "report",
     }.get(stage, stage)
 

@@ -7,10 +7,11 @@ open_clip takes seconds to import, and most commands need no CLIP: so the functi
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from PIL import Image
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from open_clip.model import CLIP
 
 LOADING_ERRORS = (OSError, RuntimeError, ValueError, KeyError, UnpicklingError, SafetensorError)
+Precision = Literal["fp32", "bf16", "fp16"]
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 CONFIG, WEIGHTS, ORIGIN = "open_clip_config.json", "open_clip_model.safetensors", "origin.json"
 
 
@@ -70,6 +73,7 @@ class Clip:
         weights_hash: sha256 of the weights, 16 hexadecimal digits.
         emb_width, text_width: E, and the width of the text states.
         preprocess: open_clip's own preprocessing, PIL picture -> (3, H, H).
+        precision: what both towers compute in; what they say is float32 whatever it is.
     """
 
     name: str
@@ -82,11 +86,13 @@ class Clip:
     preprocess_config: dict[str, Any]
     tokenize: Callable[[Sequence[str]], Tensor]
     device: torch.device
+    precision: Precision = "fp32"
 
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Preprocessed pictures (B, 3, H, H) -> raw image embeddings (B, E) float32."""
-        return self.model.encode_image(pixels.to(self.device)).float()
+        with self._autocast():
+            return self.model.encode_image(_moved(pixels, self.device)).float()
 
     @torch.no_grad()
     def encode_pictures(self, pictures: Sequence[Image.Image], *, batch_size: int = 256) -> Tensor:
@@ -98,7 +104,21 @@ class Clip:
     @torch.no_grad()
     def encode_texts(self, captions: Sequence[str]) -> TextFeatures:
         """Captions -> their embeddings and token states. The tower is causal, so trimming to the longest is exact."""
-        return encode_token_ids(self.model, self.tokenize(captions).to(self.device))
+        return self.encode_token_ids(self.tokenize(captions))
+
+    @torch.no_grad()
+    def encode_token_ids(self, token_ids: Tensor) -> TextFeatures:
+        """(B, context_length) ids of `tokenize` -> the same."""
+        with self._autocast():
+            return encode_token_ids(self.model, token_ids.to(self.device))
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.precision == "fp32" else torch.autocast(self.device.type, AUTOCAST[self.precision])
+
+
+def _moved(values: Tensor, device: torch.device) -> Tensor:
+    """On the device; to a GPU by way of pinned memory, so that the copy runs beside the model."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 def encode_token_ids(model: "CLIP", token_ids: Tensor) -> TextFeatures:
@@ -234,8 +254,11 @@ def _require_plain(model: nn.Module, name: str) -> None:
         raise UnclipError(f"expected a CLIP with a causal text tower that ends in the end-of-text token, got {name} ({type(model).__name__})")
 
 
-def load_clip(folder: Path, *, device: str = "cpu") -> Clip:
+def load_clip(folder: Path, *, device: str = "cpu", precision: Precision = "fp32", compiled: bool = False) -> Clip:
     """Loads the CLIP of a folder, frozen.
+
+    Args:
+        compiled: whether the image tower goes through torch.compile.
 
     Raises:
         UnclipError: a file is missing or broken.
@@ -251,10 +274,13 @@ def load_clip(folder: Path, *, device: str = "cpu") -> Clip:
         raise UnclipError(f"the CLIP in {folder} does not load: {' '.join(str(error).split())[:300]}") from None
     _require_plain(model, str(folder))
     model.eval().requires_grad_(False)
+    if compiled:
+        model.visual.compile(dynamic=True)
     text = config["model_cfg"]["text_cfg"]
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder.resolve()}", context_length=text.get("context_length"))
     return Clip(
         name=folder.name, origin=read_json(folder / ORIGIN)["origin"], weights_hash=sha256_file(weights)[:16],
         emb_width=config["model_cfg"]["embed_dim"], text_width=text["width"], model=model, preprocess=preprocess,
         preprocess_config=config["preprocess_cfg"], tokenize=lambda captions: tokenizer(list(captions)), device=torch.device(device),
+        precision=precision,
     )  # fmt: skip

@@ -11,9 +11,11 @@ from typing import Any, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from unclip.data.curate import CurateConfig
 from unclip.data.download import DownloadConfig
 from unclip.data.embed import EmbedConfig
 from unclip.data.index import IndexConfig
+from unclip.data.select import SelectConfig
 from unclip.data.source import SourceConfig
 from unclip.evaluation.config import EvaluateConfig
 from unclip.files import UnclipError
@@ -21,6 +23,7 @@ from unclip.generate import GenerateConfig
 from unclip.training.clip import ClipConfig
 from unclip.training.decoder import DecoderStageConfig
 from unclip.training.prior import PriorConfig
+from unclip.training.upsampler import UpsamplerStageConfig
 from unclip.worlds.write import WorldConfig
 
 
@@ -39,17 +42,21 @@ class RunConfig:
     world: WorldConfig | None = None
     source: SourceConfig = field(default_factory=SourceConfig)
     download: DownloadConfig = field(default_factory=DownloadConfig)
+    curate: CurateConfig = field(default_factory=CurateConfig)
     clip: ClipConfig = field(default_factory=ClipConfig)
     embed: EmbedConfig = field(default_factory=EmbedConfig)
+    select: SelectConfig = field(default_factory=SelectConfig)
     index: IndexConfig = field(default_factory=IndexConfig)
     prior: PriorConfig = field(default_factory=PriorConfig)
     decoder: DecoderStageConfig = field(default_factory=DecoderStageConfig)
+    upsampler: UpsamplerStageConfig = field(default_factory=UpsamplerStageConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def __post_init__(self) -> None:
         if self.world is not None and self.source.path:
             raise ValueError(f"a run has one source: expected world or source.path, got world.name={self.world.name!r} and source.path={self.source.path!r}")
+        self.upsampler.check_sizes(decoder_size=self.decoder.network.unet.image_size, stored_size=self.download.image_size)
 
 
 def presets() -> list[str]:
@@ -161,7 +168,7 @@ def _explain(problem: Mapping[str, Any]) -> str:
 
 def _names_at(path: list[Any]) -> list[str]:
     section: Any = RunConfig
-    for name in path:
+    for name in (name for name in path if not isinstance(name, int)):  # a number stands for an entry of a list
         section = _dataclass_in(get_type_hints(section)[str(name)])
     return sorted(get_type_hints(section))
 

@@ -92,10 +92,11 @@ def fingerprint(content: Any) -> str:
 
 
 @contextmanager
-def exclusive(root: Path, lock: str = ".lock") -> Iterator[None]:
+def exclusive(root: Path, lock: str = ".lock", *, shared: bool = False) -> Iterator[None]:
     """Holds the only writing run on a data root; the lock ends with the process, however it ends.
 
-    A stage holds `.lock`; a run over all stages holds a lock of its own around theirs.
+    A stage holds `.lock`; a run over all stages holds a lock of its own around theirs. With `shared` others that share it
+    too may work there at the same time, but nobody else.
 
     Raises:
         UnclipError: another process holds it.
@@ -103,7 +104,31 @@ def exclusive(root: Path, lock: str = ".lock") -> Iterator[None]:
     root.mkdir(parents=True, exist_ok=True)
     with (root / lock).open("a") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UnclipError(f"another run is writing to {root}; wait for it to end, or stop it") from None
         yield
+
+
+class Claims:
+    """Numbers that processes share out among themselves by locks on one file; those of a process end with it, however it ends.
+
+    Args:
+        path: the file, which stays empty.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a+b")
+
+    def take(self, number: int) -> bool:
+        """Whether this process has the number now, and no other."""
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, number)
+        except (BlockingIOError, PermissionError):  # POSIX allows either
+            return False
+        return True
+
+    def give_back(self, number: int) -> None:
+        """Lets another process take it."""
+        fcntl.lockf(self._file, fcntl.LOCK_UN, 1, number)

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+RUN_CONFIG = "run.json"  # in a root: the config that it was last worked on with
+CURATED, SELECTED = "_curated", "_selected"  # beside the parts that they speak of; Arrow and pandas pass over names that begin so
+
 
 @dataclass(frozen=True)
 class Paths:
@@ -12,25 +15,31 @@ class Paths:
     world: Path
     source: Path
     shards: Path
+    curated: Path
     clip: Path
     embeddings: Path
+    selected: Path
     index: Path
     prior: Path
     decoder: Path
+    upsampler: Path
     report: Path
 
 
-def lay_out(root: Path, *, clip: str, prior: str, decoder: str) -> Paths:
-    """The folders under a root, for a CLIP of this name and these runs of prior and decoder."""
+def lay_out(root: Path, *, clip: str, prior: str, decoder: str, upsampler: str) -> Paths:
+    """The folders under a root, for a CLIP of this name and these runs of prior, decoder and upsampler."""
     return Paths(
         root=root,
         world=root / "world",
         source=root / "source",
         shards=root / "shards",
+        curated=root / "shards" / CURATED,
         clip=root / "clip" / clip,
         embeddings=root / "embeddings" / clip,
+        selected=root / "embeddings" / clip / SELECTED,
         index=root / "index" / clip,
         prior=root / "prior" / prior,
         decoder=root / "decoder" / decoder,
+        upsampler=root / "upsampler" / upsampler,
         report=root / "report",
     )

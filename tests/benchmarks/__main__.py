@@ -7,7 +7,8 @@ from pathlib import Path
 from rich.console import Console
 
 RESULTS = Path(__file__).parent / "results"
-BENCHMARKS = ("prior", "download")  # each a module here with `run(peers, out, console)`; its peers, if any, in peers/NAME.txt
+# each a module here with `run(peers, out, console)`, and, where it needs more than we do, a list of its peers in peers/NAME.txt
+BENCHMARKS = ("curate", "decoder", "download", "loader", "prior", "store")
 
 
 def main() -> None:

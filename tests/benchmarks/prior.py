@@ -95,12 +95,12 @@ class Child:
 
 
 @contextmanager
-def child(name: str, peers: Path) -> Iterator[Child]:
+def child(name: str, peers: Path, *more: str, module: str = "tests.benchmarks.child") -> Iterator[Child]:
     """Starts the process of a contender; only DALLE2-pytorch's sees the folder of packages that it was installed to."""
     here = str(Path(__file__).parents[2])
     path = [here, str(peers)] if name == "DALLE2-pytorch" else [here]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
-    command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.child", name]
+    command = [sys.executable, "-W", "ignore", "-m", module, name, *more]
     with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             started = Child(name, process)

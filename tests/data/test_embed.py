@@ -2,6 +2,9 @@
 
 import io
 import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +14,17 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from tests.pipeline import copied, folder_of, manifest, unclip
+from tests.pipeline import command, copied, environment, folder_of, manifest, unclip
 from unclip.clip import load_clip
-from unclip.data.loader import as_pictures, as_pixels, join_shards
+from unclip.config import load_config
+from unclip.data.embed import CLAIMS, _ahead, _embed_captions
+from unclip.data.loader import as_pictures, as_pixels
+from unclip.data.pictures import PictureConfig, open_pictures
 from unclip.data.shards import read_shard
 from unclip.data.stats import STATS
 from unclip.data.store import iter_batches, read_pairs, splits_of
-from unclip.files import UnclipError, read_json
+from unclip.files import UnclipError, exclusive, read_json
+from unclip.stages import run_stage
 
 pytestmark = pytest.mark.xdist_group("pipeline")
 
@@ -80,7 +87,11 @@ def test_a_new_shard_makes_one_new_part_and_a_grown_index(root: Path, tmp_path: 
         shutil.move(file, shards)
     changed = shards / "manifest.json"  # the shards have grown: their digest is another
     changed.write_text(changed.read_text().replace(str(manifest(copy, "download")["digest"]), "0123456789abcdef"))
-    assert unclip("embed", copy).returncode == 0
+    refused = unclip("embed", copy)
+    assert "changed since `unclip curate`" in refused.stderr
+    config = load_config(file=copy / "run.json")
+    for stage in ("curate", "embed", "select"):
+        run_stage(stage, config)
     after = {path.name: path.stat().st_mtime_ns for path in folder_of(copy, "embed").glob("0000*")}
     assert before.items() <= after.items()
     assert "00002.parquet" in after
@@ -89,12 +100,13 @@ def test_a_new_shard_makes_one_new_part_and_a_grown_index(root: Path, tmp_path: 
 
 
 def test_pictures_and_embeddings_are_joined_by_key(root: Path) -> None:
-    joined = join_shards(folder_of(root, "download"), folder_of(root, "embed"), image_size=32, split="train", text_tokens=True)
+    pictures = open_pictures(folder_of(root, "download"), folder_of(root, "embed"), PictureConfig(), split="train", image_size=32, text_tokens=True, seed=0)
     clip = load_clip(folder_of(root, "clip"))
-    rows = list(range(0, len(joined.pairs), 11))
-    again = clip.encode_pictures([Image.fromarray(joined.pictures[row]) for row in rows])  # the tiny CLIP's own size: nothing is resized
-    torch.testing.assert_close(torch.from_numpy(joined.pairs.image_emb[rows].astype(np.float32)), again, atol=2e-3, rtol=2e-3)
-    assert not joined.rejected
+    batch = next(pictures.batches(len(pictures), start=0))
+    assert sorted(batch.rows.tolist()) == list(range(len(pictures)))
+    again = clip.encode_pictures([Image.fromarray(picture) for picture in batch.pictures[::11].numpy()])  # the tiny CLIP's own size: nothing is resized
+    torch.testing.assert_close(batch.image_emb[::11].float(), again, atol=2e-3, rtol=2e-3)
+    assert not pictures.joined.rejected
 
 
 def test_a_column_that_is_not_there_is_named(root: Path) -> None:
@@ -105,3 +117,65 @@ def test_a_column_that_is_not_there_is_named(root: Path) -> None:
 def test_pixels_round_trip() -> None:
     pictures = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), dtype=np.uint8)
     assert np.array_equal(as_pictures(as_pixels(pictures)), pictures)
+
+
+def test_captions_go_through_clip_by_length_and_come_back_in_their_order(root: Path) -> None:
+    clip = load_clip(folder_of(root, "clip"))
+    captions = ["a red star", "a small blue circle left of a large yellow square", "a", "a red star on a white background"]
+    columns = _embed_captions(clip, captions, batch_size=2)
+    text = clip.encode_texts(captions)
+    np.testing.assert_allclose(columns["text_emb"][0], text.text_emb, atol=1e-5)
+    for row, length in enumerate(text.text_mask.sum(dim=1).tolist()):
+        assert columns["token_ids"][row].tolist() == text.token_ids[row, :length].tolist()
+        np.testing.assert_allclose(columns["text_tokens"][row], text.text_tokens[row, :length].reshape(-1), atol=4e-3)
+
+
+def test_half_precision_is_asked_of_the_towers_and_similarities_stay_float32(root: Path) -> None:
+    full, half = (load_clip(folder_of(root, "clip"), precision=precision) for precision in ("fp32", "bf16"))
+    pixels = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    emb, rough = full.encode_images(pixels), half.encode_images(pixels)
+    assert rough.dtype == torch.float32
+    assert not torch.equal(emb, rough)
+    assert F.cosine_similarity(emb, rough).min() > 0.99
+
+
+def test_only_so_many_batches_are_decoded_before_they_are_wanted() -> None:
+    begun: list[int] = []
+
+    def begin() -> Iterator[int]:
+        for number in range(10):
+            begun.append(number)
+            yield number
+
+    for number in _ahead(begin(), 3):  # type: ignore[arg-type, type-var]
+        assert len(begun) <= number + 4  # type: ignore[operator]
+    assert begun == list(range(10))
+
+
+@pytest.mark.slow
+def test_processes_that_share_a_root_take_a_shard_each_and_make_up_for_a_killed_one(root: Path, tmp_path: Path) -> None:
+    alone = {path.name: path.read_bytes() for path in folder_of(root, "embed").glob("[0-9]*.parquet")}
+    together = copied(root, tmp_path / "root")
+    shutil.rmtree(folder_of(together, "embed"))
+    start = [command("embed", together, "--embed.shared", "true", "--embed.num_workers", "0") for _ in range(3)]
+    killed, *others = [subprocess.Popen(words, env=environment(), stderr=subprocess.PIPE, text=True) for words in start]
+    claims = folder_of(together, "embed") / CLAIMS
+    wait_until(lambda: claims.exists() or killed.poll() is not None)
+    killed.kill()
+    for process in (killed, *others):
+        _, errors = process.communicate(timeout=280)
+        assert process is killed or process.returncode == 0, errors
+    assert {path.name: path.read_bytes() for path in folder_of(together, "embed").glob("[0-9]*.parquet")} == alone
+    assert manifest(together, "embed")["digest"] == manifest(root, "embed")["digest"]
+
+
+def test_a_run_of_its_own_is_refused_beside_those_that_share(root: Path, tmp_path: Path) -> None:
+    with exclusive(tmp_path, shared=True), exclusive(tmp_path, shared=True), pytest.raises(UnclipError, match="another run is writing"), exclusive(tmp_path):
+        pass
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)

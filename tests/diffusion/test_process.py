@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from unclip.diffusion.process import Prediction, add_noise, posterior, target, to_eps, to_x0
-from unclip.diffusion.schedule import make_schedule
+from unclip.diffusion.process import Prediction, add_noise, log_variance, posterior, target, to_eps, to_x0
+from unclip.diffusion.schedule import make_schedule, respace
 
 SCHEDULE = make_schedule("cosine", 50)
 
@@ -35,3 +35,20 @@ def test_posterior_is_bayes_rule() -> None:
     mean, variance = posterior(SCHEDULE, x0, x_t, i)
     torch.testing.assert_close(mean, expected)
     torch.testing.assert_close(variance, 1 / precision)
+
+
+def test_a_learned_variance_lies_between_beta_and_the_posterior_variance() -> None:
+    """v = 1 is beta_t, v = -1 the posterior variance, v = 0 their geometric mean (Nichol & Dhariwal 2021, eq. 15)."""
+    x0, _, i = draws()
+    i = i.clamp(min=1)
+    beta = SCHEDULE.betas[i].reshape(-1, 1, 1).expand_as(x0)
+    least = posterior(SCHEDULE, x0, x0, i)[1].expand_as(x0)
+    torch.testing.assert_close(log_variance(SCHEDULE, torch.ones_like(x0), i).exp(), beta)
+    torch.testing.assert_close(log_variance(SCHEDULE, -torch.ones_like(x0), i).exp(), least)
+    torch.testing.assert_close(log_variance(SCHEDULE, torch.zeros_like(x0), i).exp(), (beta * least).sqrt())
+
+
+def test_the_first_steps_least_variance_is_that_of_the_second() -> None:
+    said, first, second = -torch.ones(1, 2, dtype=torch.float64), torch.tensor([0]), torch.tensor([1])
+    assert torch.equal(log_variance(SCHEDULE, said, first), log_variance(SCHEDULE, said, second))
+    assert log_variance(respace(SCHEDULE, 1), said, first).isfinite().all()

@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from unclip.diffusion.guidance import guided
-from unclip.diffusion.process import add_noise, to_eps
-from unclip.diffusion.sampling import Denoiser, Noise, SamplerName, analytic_variance, make_denoiser, sample, sample_ddim
+from unclip.diffusion.process import add_noise, log_variance_bounds, to_eps
+from unclip.diffusion.sampling import Denoised, Denoiser, Noise, SamplerName, analytic_variance, make_denoiser, sample, sample_ddim
 from unclip.diffusion.schedule import Schedule, make_schedule, respace
 
 # whitened data: unit variances, and correlations that whitening each dimension leaves
@@ -19,10 +18,10 @@ ALL: list[SamplerName] = ["ddpm", "analytic", "ddim", "dpm++"]
 def gaussian_denoiser(schedule: Schedule, covariance: Tensor = COVARIANCE) -> Denoiser:
     """E[x0 | x_t] for x0 ~ N(MEAN, covariance), in closed form."""
 
-    def denoiser(x_t: Tensor, i: Tensor) -> Tensor:
+    def denoiser(x_t: Tensor, i: Tensor) -> Denoised:
         alpha, sigma = schedule.alpha[i[0]], schedule.sigma[i[0]]
         gain = alpha * covariance @ torch.linalg.inv(alpha**2 * covariance + sigma**2 * torch.eye(3, dtype=torch.float64))
-        return MEAN + (x_t - alpha * MEAN) @ gain.T
+        return Denoised(MEAN + (x_t - alpha * MEAN) @ gain.T)
 
     return denoiser
 
@@ -95,12 +94,12 @@ def mixture_denoiser(schedule: Schedule) -> Denoiser:
     centres = torch.tensor([[-CENTRE, 0.0, 0.0], [CENTRE, 0.0, 0.0]], dtype=torch.float64)
     shares = torch.tensor([SHARE, 1 - SHARE], dtype=torch.float64)
 
-    def denoiser(x_t: Tensor, i: Tensor) -> Tensor:
+    def denoiser(x_t: Tensor, i: Tensor) -> Denoised:
         alpha, sigma = schedule.alpha[i[0]], schedule.sigma[i[0]]
         variance = alpha**2 * SPREAD**2 + sigma**2
         off = x_t[:, None] - alpha * centres  # (B, 2, 3)
         mode = torch.softmax(shares.log() - off.square().sum(2) / (2 * variance), dim=1)
-        return (mode[..., None] * (centres + alpha * SPREAD**2 / variance * off)).sum(1)
+        return Denoised((mode[..., None] * (centres + alpha * SPREAD**2 / variance * off)).sum(1))
 
     return denoiser
 
@@ -114,7 +113,7 @@ def mixture_eps_square(schedule: Schedule, num: int = 2_000) -> Tensor:
     for step in range(len(schedule)):
         i, eps = torch.full((num,), step), fresh()
         x_t = add_noise(schedule, x0, i, eps)
-        measured.append(1 + (to_eps(schedule, mixture_denoiser(schedule)(x_t, i), x_t, i).square() - eps.square()).mean())
+        measured.append(1 + (to_eps(schedule, mixture_denoiser(schedule)(x_t, i).x0, x_t, i).square() - eps.square()).mean())
     return torch.stack(measured)
 
 
@@ -145,7 +144,7 @@ def test_one_step_is_the_denoised_noise() -> None:
     full = make_schedule("cosine", 1000)
     schedule = respace(full, 1)
     x_T = normal(4, 3)()
-    expected = gaussian_denoiser(schedule)(x_T, torch.zeros(3, dtype=torch.long))
+    expected = gaussian_denoiser(schedule)(x_T, torch.zeros(3, dtype=torch.long)).x0
     for name in ALL:
         x = sample(name, gaussian_denoiser(schedule), schedule, x_T, lambda: torch.zeros(3, 3), eps_square=gaussian_eps_square(full))
         torch.testing.assert_close(x, expected)
@@ -166,28 +165,45 @@ def test_the_network_is_told_the_original_steps() -> None:
 def test_clamp_bounds_what_the_sampler_sees() -> None:
     schedule = respace(make_schedule("cosine", 1000), 4)
     denoiser = make_denoiser(lambda x, t: torch.full_like(x, 9.0), schedule, "x0", clamp=1.0)
-    assert denoiser(torch.zeros(2, 2), torch.zeros(2, dtype=torch.long)).max() == 1.0
+    assert denoiser(torch.zeros(2, 2), torch.zeros(2, dtype=torch.long)).x0.max() == 1.0
 
 
-def test_guidance_of_one_is_the_conditional_network_itself() -> None:
-    def conditional(x: Tensor, t: Tensor) -> Tensor:
-        return x + 1
+def learned_share(schedule: Schedule) -> Tensor:
+    """(T,) what the variance half must say for the variance that the analytic sampler has for the Gaussian."""
+    least, most = log_variance_bounds(schedule)
+    fixed = schedule.betas * (1 - schedule.alphas_cumprod_prev) / (1 - schedule.alphas_cumprod)
+    wanted = (fixed + analytic_variance(schedule, gaussian_eps_square(make_schedule("cosine", 1000)))).clamp(min=1e-30).log()
+    return 2 * (wanted - least) / (most - least) - 1
 
-    assert guided(conditional, lambda x, t: x, 1.0) is conditional
+
+def test_a_learned_variance_is_sampled_with() -> None:
+    """A network that says the exact variance as its learned one samples as the analytic sampler does."""
+    schedule, fresh = respace(make_schedule("cosine", 1000), 10), normal(0)
+    plain, share = gaussian_denoiser(schedule), learned_share(schedule)
+
+    def network(x_t: Tensor, t: Tensor) -> Tensor:
+        i = torch.searchsorted(schedule.timesteps, t)
+        return torch.cat([plain(x_t, i).x0, share[i][:, None].expand_as(x_t)], dim=1)
+
+    found = sample("ddpm", make_denoiser(network, schedule, "x0"), schedule, fresh(), fresh)
+    torch.testing.assert_close(found, draw("analytic", 10))
 
 
-def test_guidance_moves_away_from_the_unconditional() -> None:
-    network = guided(lambda x, t: x + 1, lambda x, t: x - 1, 3.0)
-    torch.testing.assert_close(network(torch.zeros(2), torch.zeros(2)), torch.full((2,), 5.0))
+@pytest.mark.parametrize("name", ["ddim", "dpm++"])
+def test_deterministic_samplers_see_x0_alone(name: SamplerName) -> None:
+    schedule, x_T = respace(make_schedule("cosine", 1000), 6), normal(1, 4)()
+    plain = gaussian_denoiser(schedule)
+    runs = [sample(name, denoiser, schedule, x_T, lambda: x_T) for denoiser in (plain, lambda x, i: Denoised(plain(x, i).x0, torch.full_like(x, 9.0)))]
+    assert torch.equal(runs[0], runs[1])
 
 
 def test_eta_without_ddim_is_refused() -> None:
     schedule = respace(make_schedule("cosine", 1000), 4)
     with pytest.raises(ValueError, match="eta is a setting of the ddim sampler"):
-        sample("ddpm", lambda x, i: x, schedule, torch.zeros(1, 1), lambda: torch.zeros(1, 1), eta=0.5)
+        sample("ddpm", lambda x, i: Denoised(x), schedule, torch.zeros(1, 1), lambda: torch.zeros(1, 1), eta=0.5)
 
 
 def test_analytic_sampling_needs_what_was_measured() -> None:
     schedule = respace(make_schedule("cosine", 1000), 4)
     with pytest.raises(ValueError, match="needs eps_square"):
-        sample("analytic", lambda x, i: x, schedule, torch.zeros(1, 1), lambda: torch.zeros(1, 1))
+        sample("analytic", lambda x, i: Denoised(x), schedule, torch.zeros(1, 1), lambda: torch.zeros(1, 1))

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from unclip.diffusion.schedule import make_schedule, respace
+from unclip.diffusion.schedule import make_schedule, respace, respace_sections
 
 
 def test_cosine_schedule_follows_its_formula() -> None:
@@ -47,3 +47,21 @@ def test_respacing_keeps_first_and_last_step_and_their_noise() -> None:
 def test_respacing_refuses_what_the_schedule_has_not(steps: int) -> None:
     with pytest.raises(ValueError, match=r"in \[1, 1000\]"):
         respace(make_schedule("cosine", 1000), steps)
+
+
+def test_sections_are_respaced_each_by_itself() -> None:
+    """GLIDE's upsampler: 10, 10, 3, 2 and 2 steps in the fifths of a thousand."""
+    full = make_schedule("cosine", 1000)
+    glide = respace_sections(full, (10, 10, 3, 2, 2))
+    assert glide.timesteps.tolist() == [
+        *(0, 22, 44, 66, 88, 111, 133, 155, 177, 199), *(200, 222, 244, 266, 288, 311, 333, 355, 377, 399), *(400, 500, 599), *(600, 799), *(800, 999),
+    ]  # fmt: skip
+    assert torch.equal(glide.alphas_cumprod, full.alphas_cumprod[glide.timesteps])
+    assert torch.equal(respace_sections(full, (27,)).timesteps, respace(full, 27).timesteps)
+    assert respace_sections(full, (1, 1)).timesteps.tolist() == [499, 999]
+
+
+@pytest.mark.parametrize("steps", [(0, 5), (501, 2)])
+def test_a_section_keeps_no_more_than_it_has(steps: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="at most the 500"):
+        respace_sections(make_schedule("cosine", 1000), steps)

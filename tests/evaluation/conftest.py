@@ -1,5 +1,6 @@
 """A small root that every stage was really run in: a tiny shapes world, and models trained for three steps."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,9 +8,11 @@ import pytest
 import torch
 
 from unclip.clip import TowerConfig, load_clip
+from unclip.data.curate import CurateConfig, curate
 from unclip.data.download import DownloadConfig, download
 from unclip.data.embed import EmbedConfig, embed
 from unclip.data.index import IndexConfig, build_index
+from unclip.data.select import SelectConfig, select
 from unclip.data.source import SourceConfig, build_source
 from unclip.decoder import DecoderConfig, load_decoder
 from unclip.evaluation.config import EvaluateConfig, EvaluateSection
@@ -34,8 +37,23 @@ UNET = UNetConfig(image_size=SIDE, channels=16, channel_mult=(1, 2), depth=1, at
 SECTION = EvaluateSection(
     world="shapes",
     prior="diffusion",
-    evaluate=EvaluateConfig(num_captions=4, num_pictures=3, num_shown=2, batch_size=2, sweep_guidance=(1.0, 2.0), sweep_steps=(2, 4)),
+    evaluate=EvaluateConfig(
+        num_captions=4,
+        num_pictures=3,
+        num_seen=2,
+        num_shown=2,
+        batch_size=2,
+        sweep_guidance=(1.0, 2.0),
+        sweep_steps=(2, 4),
+        judge_steps=2,
+        num_manipulated=2,
+        manipulation_steps=(1, 2),
+    ),
     generate=GenerateConfig(prior=PriorSampling(num_steps=3), decoder_steps=2),
+)
+# the same without what is not asked about
+BRIEF = dataclasses.replace(
+    SECTION, evaluate=dataclasses.replace(SECTION.evaluate, num_seen=0, rungs=(), judge_steps=0, num_manipulated=0, max_training_pictures=0)
 )
 
 
@@ -59,12 +77,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Root:
 
 
 def make_root(folder: Path, *, num_heldout: int = NUM_HELDOUT) -> Root:
-    paths = lay_out(folder, clip="own", prior="main", decoder="main")
+    paths = lay_out(folder, clip="own", prior="main", decoder="main", upsampler="main")
     write_world(paths.world, WorldConfig(image_size=SIDE, num_train=NUM_TRAIN, num_heldout=num_heldout))
     build_source(paths.source, SourceConfig(path=str(paths.world)))
     download(paths.source, paths.shards, DownloadConfig(image_size=SIDE, encode_format="png", encode_quality=1, threads=2))
+    curate(paths.source, paths.shards, CurateConfig())
     make_or_import_clip(paths.shards, paths.clip, ClipConfig(tower=TOWER, training=training()))
     embed(paths.shards, paths.clip, paths.embeddings, EmbedConfig(num_workers=0))
+    select(paths.embeddings, SelectConfig())
     build_index(paths.embeddings, paths.index, IndexConfig())
     prior = PriorConfig(network=DiffusionPriorConfig(width=16, depth=1, head_width=8, max_text_tokens=32), draws=2, training=training())
     train_priors(paths.embeddings, paths.prior, prior)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.evaluation.stores import write_store
-from unclip.data.index import normalised
+from unclip.data.store import normalised
 from unclip.evaluation.distribution import CMMD_SIGMA, Training, frechet, frechet_of_rows, measure_distribution, median_distance, mmd, read_training
 
 WIDTH = 12

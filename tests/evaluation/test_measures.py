@@ -1,16 +1,14 @@
-"""CLIP, intervals and judge on embeddings and pictures whose answers are known, and against scikit-learn."""
+"""CLIP and intervals on embeddings whose answers are known, and against scikit-learn."""
 
 import numpy as np
 import pytest
 from sklearn.metrics import top_k_accuracy_score
 from sklearn.metrics.pairwise import cosine_similarity
 
-from unclip.data.index import normalised
-from unclip.evaluation import judge
+from unclip.data.store import normalised
 from unclip.evaluation.clip import measure_pairs, numbered
 from unclip.evaluation.heldout import scene_of
 from unclip.evaluation.intervals import interval, mean_with_interval
-from unclip.worlds.shapes import caption, render, scenes
 
 
 def test_recall_counts_the_very_picture_and_the_same_scene_apart() -> None:
@@ -70,64 +68,6 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     rng = np.random.default_rng(3)
     inside = [low <= 0.4 <= high for low, high in (interval((rng.random(60) < 0.4).astype(float), seed=seed) for seed in range(100))]
     assert np.mean(inside) > 0.88
-
-
-def test_the_judge_gives_real_pictures_all_and_other_captions_little() -> None:
-    rng = np.random.default_rng(0)
-    asked = [scene for scene, _ in zip(scenes("heldout-scene", rng), range(30), strict=False)]
-    pictures = np.stack([render(scene, size=48, rng=rng) for scene in asked])
-    made = dict.fromkeys((judge.REAL, judge.DECODED, judge.PRIOR), pictures) | {"linear": np.zeros_like(pictures)}
-    captions = [caption(scene, rng) for scene in asked]
-    found = {kind: judge.summarise(values, seed=0) for kind, values in judge.judge_scenes(made, captions).items()}
-    assert found[judge.REAL]["all_right"]["mean"] >= 0.96
-    assert found[judge.PRIOR] == found[judge.REAL]
-    assert found[judge.SHUFFLED]["all_right"]["mean"] <= 0.05
-    assert found["linear"]["count"]["mean"] == 0.0
-    # only scenes of two objects have a relation, only captions that tell a background are asked for it
-    assert found[judge.REAL]["relation"]["number"] == sum(len(scene.objects) == 2 for scene in asked)
-    assert judge.wrong_parts(pictures[0], captions[0]) == []
-    assert "count" in judge.wrong_parts(np.zeros_like(pictures[0]), captions[0])
-
-
-def test_pixels_identify_noisy_copies_and_not_strangers() -> None:
-    rng = np.random.default_rng(0)
-    real = rng.integers(0, 256, (40, 32, 32, 3)).astype(np.uint8)
-    noisy = np.clip(real[:20] + rng.normal(0, 20, real[:20].shape), 0, 255).astype(np.uint8)
-    strangers = rng.integers(0, 256, (20, 32, 32, 3)).astype(np.uint8)
-    found = judge.identify_by_pixels({judge.REAL: real[:20], judge.DECODED: noisy, judge.PRIOR: strangers}, real)
-    assert found[judge.REAL]["top_1"].mean() == 1.0
-    assert found[judge.DECODED]["top_1"].mean() == 1.0
-    assert found[judge.PRIOR]["top_5"].mean() < 0.5  # chance is 1 in 8
-
-
-def test_the_place_by_pixels_is_counted_from_the_nearest() -> None:
-    def grey(*levels: int) -> np.ndarray:
-        return np.stack([np.full((16, 16, 3), level, np.uint8) for level in levels])
-
-    # 0 is asked for and 10, 20, 30, 40, 50 stand nearer and nearer: second nearest, sixth nearest
-    real = grey(0, 10, 20, 30, 40, 50)
-    found = judge.identify_by_pixels({"a": grey(6), "b": grey(50), "c": grey(4)}, real)
-    assert {kind: (values["top_1"][0], values["top_5"][0]) for kind, values in found.items()} == {"a": (0, 1), "b": (0, 0), "c": (1, 1)}
-
-
-def test_thumbnails_are_area_means() -> None:
-    picture = np.zeros((1, 32, 32, 3), np.uint8)
-    picture[0, :2, :2] = [[[200, 0, 0], [100, 0, 0]], [[100, 0, 0], [0, 0, 0]]]
-    small = judge.thumbnails(picture)
-    assert small.shape == (1, 16 * 16 * 3)
-    assert small[0, 0] == pytest.approx(100 / 255)
-    assert small[0, 1:].max() == 0
-
-
-def test_the_way_closed_runs_from_text_to_truth() -> None:
-    def rows(true: float, prior: float, linear: float, text: float) -> dict[str, dict[str, dict[str, float]]]:
-        values = {judge.DECODED: true, judge.PRIOR: prior, "linear": linear, judge.TEXT: text}
-        return {kind: {"all_right": {"mean": value, "low": value - 0.1}} for kind, value in values.items()}
-
-    splits = {"a": {"rows": rows(0.8, 0.6, 0.3, 0.4)}, "b": {"rows": rows(0.25, 0.6, 0.3, 0.2)}}
-    closed = judge.gap_closed({"kind": "program", "judges": [{"name": "program", "splits": splits}]}, "linear")
-    assert closed["splits"]["a"] == {"prior": pytest.approx(0.5), "linear": pytest.approx(-0.25)}
-    assert closed["splits"]["b"] == {"prior": None, "linear": None}
 
 
 def test_normalising_for_cosines_keeps_the_caller_s_array() -> None:

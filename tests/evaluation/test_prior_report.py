@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from tests.evaluation.conftest import SECTION, Root
+from tests.evaluation.conftest import BRIEF, SECTION, Root
 from unclip.evaluation.ladder_plot import SHORT
 from unclip.evaluation.prior_report import evaluate_priors, ladder_table
 from unclip.evaluation.report import evaluate
@@ -40,9 +40,9 @@ def test_it_leaves_a_page_a_picture_and_numbers_without_a_decoder(root: Root, pa
 
 
 def test_its_numbers_are_those_of_the_whole_report(root: Root, paths: Paths, tmp_path: Path) -> None:
-    alone = evaluate_priors(paths, root.models.clip, root.priors, SECTION)
+    alone = evaluate_priors(paths, root.models.clip, root.priors, BRIEF)
     whole = dataclasses.replace(root.paths, report=tmp_path / "whole")
-    evaluate(whole, root.models, root.priors, SECTION)
+    evaluate(whole, root.models, root.priors, BRIEF)
     report = json.loads((whole.report / "report.json").read_text())
     assert (report["prior"], report["sweeps"]) == (alone["prior"], alone["sweeps"])
 
@@ -56,7 +56,7 @@ def test_its_numbers_are_those_of_the_whole_report(root: Root, paths: Paths, tmp
     ],
 )
 def test_any_kinds_make_a_ladder(root: Root, paths: Paths, kinds: tuple[PriorKind, ...], prior: PriorKind, added: list[str], rival: str) -> None:
-    section = dataclasses.replace(SECTION, prior=prior)
+    section = dataclasses.replace(BRIEF, prior=prior)
     priors: dict[PriorKind, Prior] = {kind: root.priors[kind] for kind in kinds}
     measured = evaluate_priors(paths, root.models.clip, priors, section)
     for found in measured["prior"].values():
@@ -67,7 +67,7 @@ def test_any_kinds_make_a_ladder(root: Root, paths: Paths, kinds: tuple[PriorKin
     whole = dataclasses.replace(paths, report=paths.report / "whole", decoder=root.paths.decoder)
     evaluate(whole, root.models, priors, section)
     report = json.loads((whole.report / "report.json").read_text())
-    assert report["quality"]["gap_closed"]["baseline"] == ("linear" if prior == "diffusion" and "linear" in kinds else rival)
+    assert report["ladder"]["baseline"] == ("linear" if prior == "diffusion" and "linear" in kinds else rival)
     assert set(report["curves"]) == {"clip", "decoder"} | {f"{kind} prior" for kind in kinds if kind != "linear"}
 
 

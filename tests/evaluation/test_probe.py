@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from tests.evaluation.stores import write_store
+from unclip.evaluation.classifier import UNSAID
 from unclip.evaluation.probe import fit_probe, read_embeddings
-from unclip.evaluation.scene_labels import HEADS, UNSAID, labels_of, seen_of
+from unclip.evaluation.scene_labels import HEADS, labels_of, seen_of
 from unclip.worlds.judge import compare
 from unclip.worlds.shapes import Scene, caption, scenes
 

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pytest
 
 from tests.evaluation.stores import write_store
-from unclip.data.index import Index, normalised
+from unclip.data.index import Index
+from unclip.data.store import normalised
 from unclip.evaluation.heldout import nearest_training
 from unclip.evaluation.recall import Gallery, ranks
 from unclip.files import UnclipError

@@ -13,14 +13,17 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tests.evaluation.conftest import NUM_HELDOUT, NUM_TRAIN, SECTION, Root
-from unclip.data.index import normalised
+from tests.evaluation.conftest import BRIEF, NUM_HELDOUT, NUM_TRAIN, SECTION, UNET, Root, training
 from unclip.data.manifest import finished_manifest
+from unclip.data.store import normalised
+from unclip.decoder import DecoderConfig
 from unclip.evaluation import page
-from unclip.evaluation.heldout import predict, read_held_out, read_pictures
+from unclip.evaluation.heldout import predict, read_held_out
+from unclip.evaluation.real_pictures import decode_all, read_encoded
 from unclip.evaluation.report import evaluate, evaluate_inputs
 from unclip.files import UnclipError
 from unclip.layout import Paths
+from unclip.training.decoder import DecoderStageConfig, train_decoder
 
 LADDER = [
     "true embedding", "diffusion x1", "diffusion best of 2", "linear", "text embedding as image embedding", "image of the nearest training caption",
@@ -43,15 +46,17 @@ def read(paths: Paths) -> dict[str, Any]:
 
 def test_the_stage_leaves_every_file_and_every_section(evaluated: tuple[Root, dict[str, Any]]) -> None:
     root, report = evaluated
-    assert {"counts", "clip", "prior", "judge", "stages", "environment"} <= report.keys()
+    assert {"counts", "clip", "prior", "judge", "ladder", "embedding", "copies", "manipulations", "stages", "environment"} <= report.keys()
     assert {path.name for path in root.paths.report.iterdir()} == {
-        "manifest.json", "report.json", "index.html", "grid.png", "metrics.parquet", "curves.png", "prior.png", "pictures",
+        "manifest.json", "report.json", "index.html", "grid.png", "metrics.parquet", "curves.png", "prior.png", "ladder.png", "pictures",
     }  # fmt: skip
     manifest = finished_manifest(root.paths.report, "evaluate")
-    assert manifest.inputs == evaluate_inputs(root.paths)
-    assert manifest.counts["pictures"] == 6
+    assert manifest.inputs == evaluate_inputs(root.paths, SECTION.evaluate)
+    assert manifest.counts["pictures"] == 8
     assert set(report["prior"]) == set(report["clip"]) == {"heldout-pair", "heldout-scene"}
-    assert [stage["stage"] for stage in report["stages"]] == ["source", "download", "clip", "embed", "index", "prior", "decoder", "evaluate"]
+    assert [stage["stage"] for stage in report["stages"]] == [
+        "source", "download", "curate", "clip", "embed", "select", "index", "prior", "decoder", "evaluate",
+    ]  # fmt: skip
 
 
 def test_rows_of_a_real_run_add_up(evaluated: tuple[Root, dict[str, Any]]) -> None:
@@ -87,7 +92,9 @@ def test_held_out_rows_are_drawn_by_the_seed_with_their_own_pictures(root: Root)
     first, again, other = (read_held_out(root.paths.embeddings, SECTION.evaluate, seed=seed) for seed in (0, 0, 1))
     assert [held.test.keys for held in first] == [held.test.keys for held in again]
     assert [held.test.keys for held in first] != [held.test.keys for held in other]
-    for held, pictures in zip(first, read_pictures(root.paths.shards, first, image_size=16), strict=True):
+    encoded = read_encoded(root.paths.shards, [key for held in first for key in held.test.keys])
+    for held in first:
+        pictures = decode_all(encoded, held.test.keys, image_size=16)
         assert len(held.pairs) == NUM_HELDOUT
         assert pictures.shape == (4, 16, 16, 3)
         files = {row["caption"]: row["file"] for row in pq.read_table(root.paths.world / "captions.parquet").to_pylist()}
@@ -105,9 +112,16 @@ def test_the_table_holds_the_numbers_of_the_json(evaluated: tuple[Root, dict[str
     rows = {(row["section"], row["row"], row["metric"]): row["value"] for row in pq.read_table(root.paths.report / "metrics.parquet").to_pylist()}
     assert rows["prior", "heldout-pair / linear", "recall_at_10"] == report["prior"]["heldout-pair"]["rows"]["linear"]["recall_at_10"]
     assert (
-        rows["judge", "heldout-pair / program / prior", "all_right low"]
-        == report["judge"]["judges"][0]["splits"]["heldout-pair"]["rows"]["prior"]["all_right"]["low"]
+        rows["judge", "heldout-pair / program / diffusion best of 2", "all_right low"]
+        == report["judge"]["judges"][0]["splits"]["heldout-pair"]["rows"]["diffusion best of 2"]["all_right"]["low"]
     )
+    assert rows["ladder", "train / true embedding", "number"] == 2
+    assert (
+        rows["embedding", "heldout-scene / linear probe / linear", "colour mean"]
+        == (report["embedding"]["probe"]["splits"]["heldout-scene"]["rows"]["linear"]["colour"]["mean"])
+    )
+    assert rows["manipulations", "round trip / 2", "psnr"] == report["manipulations"]["round_trip"][1]["psnr"]
+    assert rows["copies", "true embedding of training pictures", "median"] == report["copies"]["rows"]["true embedding of training pictures"]["median"]
     assert rows["counts", "embed", "kept"] == NUM_TRAIN + 2 * NUM_HELDOUT
 
 
@@ -122,7 +136,7 @@ def test_the_page_is_the_json_and_asks_the_network_for_nothing(evaluated: tuple[
     assert page.share(report["clip"]["heldout-pair"]["recall_at_5"]) in html
     assert report["prior"]["heldout-scene"]["verdict"]["sentence"] in html
     pictures = [base64.b64decode(source.split(",", 1)[1]) for source in sources if source.startswith("data:")]
-    assert len(pictures) == 4 + 2 + 1 + 1
+    assert len(pictures) == 4 + 3 + 3 + 1 + 4  # samples, comparisons, plots, copies, manipulations
     assert all(picture.startswith(b"\x89PNG") for picture in pictures)
 
 
@@ -172,10 +186,9 @@ def test_a_second_run_gives_the_same_numbers(evaluated: tuple[Root, dict[str, An
 
 def test_other_data_is_identified_by_clip_and_by_pixels(root: Root, tmp_path: Path) -> None:
     paths = dataclasses.replace(root.paths, report=tmp_path / "report")
-    evaluate(paths, root.models, root.priors, dataclasses.replace(SECTION, world=""))
-    judge = read(paths)["judge"]
-    assert judge["kind"] == "identification"
-    by_clip, by_pixels = judge["judges"]
+    evaluate(paths, root.models, root.priors, dataclasses.replace(BRIEF, world=""))
+    report = read(paths)
+    by_clip, by_pixels = report["judge"]["judges"]
     assert "also used to make the pictures" in by_clip["name"]
     for found in by_pixels["splits"].values():
         assert found["rows"]["real pictures"]["top_1"]["mean"] == 1.0
@@ -183,14 +196,31 @@ def test_other_data_is_identified_by_clip_and_by_pixels(root: Root, tmp_path: Pa
     for found in by_clip["splits"].values():
         assert found["gallery"] == NUM_TRAIN + 2 * NUM_HELDOUT
         assert found["rows"]["real pictures"]["top_1"]["mean"] == 1.0
-        assert list(found["rows"]) == ["real pictures", "decoder from true embedding", "prior", "linear", "text embedding as image embedding"]
+    assert (report["copies"], report["manipulations"], report["targets"]) == (None, None, [])
+    html = (paths.report / "index.html").read_text()
+    assert 'id="copies"' not in html
+    assert 'id="embedding"' not in html
+
+
+def test_a_decoder_of_text_embeddings_is_judged_beside_the_other(root: Root, tmp_path: Path) -> None:
+    paths = dataclasses.replace(root.paths, report=tmp_path / "report")
+    section = dataclasses.replace(BRIEF, evaluate=dataclasses.replace(BRIEF.evaluate, text_decoder="text"))
+    with pytest.raises(UnclipError, match=r"expected the finished result of .*decoder/text"):
+        evaluate(paths, root.models, root.priors, section)
+    network = DecoderConfig(unet=UNET, context_width=16, embedding="text")
+    train_decoder(paths.shards, paths.embeddings, paths.decoder.with_name("text"), DecoderStageConfig(network=network, training=training(), run="text"))
+    manifest = evaluate(paths, root.models, root.priors, section)
+    assert "text decoder" in manifest.inputs
+    rows = {row["name"]: row for row in read(paths)["ladder"]["rows"]}
+    assert rows["decoder trained on text embeddings"]["splits"]["all held out"]["closed"] is None
+    assert "decoder trained on text embeddings" in (paths.report / "index.html").read_text()
 
 
 def test_one_held_out_row_and_one_candidate_are_enough(root: Root, tmp_path: Path) -> None:
     paths = dataclasses.replace(root.paths, report=tmp_path / "report")
-    config = dataclasses.replace(SECTION.evaluate, num_captions=1, num_pictures=1, num_shown=1)
+    config = dataclasses.replace(BRIEF.evaluate, num_manipulated=1, num_seen=1, num_captions=1, num_pictures=1, num_shown=1)
     for world in ("shapes", ""):
-        section = dataclasses.replace(SECTION, world=world, evaluate=config, generate=dataclasses.replace(SECTION.generate, num_candidates=1))
+        section = dataclasses.replace(BRIEF, world=world, evaluate=config, generate=dataclasses.replace(SECTION.generate, num_candidates=1))
         paths = dataclasses.replace(root.paths, report=tmp_path / f"report-{world}")
         evaluate(paths, root.models, root.priors, section)
         report = read(paths)

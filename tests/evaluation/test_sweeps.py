@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tests.evaluation.conftest import NUM_HELDOUT, SECTION, Root
-from unclip.data.index import normalised, open_index
+from unclip.data.index import open_index
+from unclip.data.store import normalised
 from unclip.diffusion.sampling import SamplerName
 from unclip.evaluation import sweeps
 from unclip.evaluation.config import EvaluateConfig

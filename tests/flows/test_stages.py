@@ -26,13 +26,14 @@ pytestmark = pytest.mark.xdist_group("prefect")
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     """A run in which nothing is done yet, and whatever its children do counts as done."""
     monkeypatch.setattr(stages, "is_done", lambda name, config: False)
-    monkeypatch.setattr(stages, "finished_manifest", lambda folder, name: SimpleNamespace(counts={"rows_in": 1, "kept": 1}))
+    monkeypatch.setattr(stages, "result_of", lambda name, config: SimpleNamespace(counts={"rows_in": 1, "kept": 1}))
     return load_config(preset="tiny", settings={"root": str(tmp_path)})
 
 
 def test_everything_runs_each_stage_once_and_in_order(harness: None, config: RunConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     worked: list[str] = []
     monkeypatch.setattr(stages, "run_child", lambda command, *, name, say: worked.append(name))
+    monkeypatch.setattr(stages, "run_stage", lambda name, config: worked.append(name))
     result = everything(config)
     assert worked == list(STAGES)
     assert list(result["counts"]) == list(STAGES)

@@ -100,5 +100,28 @@ def test_dpm_solver_agrees(prediction: Prediction) -> None:
     for t in reference.timesteps:
         theirs = reference.step(network(theirs, t.expand(3)), t, theirs).prev_sample
     denoiser = make_denoiser(network, schedule, prediction)
-    theirs = denoiser(theirs, torch.zeros(3, dtype=torch.long))
+    theirs = denoiser(theirs, torch.zeros(3, dtype=torch.long)).x0
     torch.testing.assert_close(sample_dpm(denoiser, schedule, x_T), theirs, atol=1e-3, rtol=1e-3)  # their alphas_cumprod are float32
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_ddpm_with_a_learned_variance_agrees(prediction: Prediction) -> None:
+    reference = DDPMScheduler(
+        num_train_timesteps=1000, beta_schedule="squaredcos_cap_v2", prediction_type=THEIR_PREDICTION[prediction],
+        variance_type="learned_range", timestep_spacing="linspace", clip_sample=True, clip_sample_range=1.0,
+    )  # fmt: skip
+    reference.set_timesteps(STEPS)
+    schedule = respace(make_schedule("cosine", 1000), STEPS)
+    x_T = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(3))
+
+    def halves(x_t: Tensor, t: Tensor) -> Tensor:
+        step = torch.cos(t.to(x_t.dtype) / 300)[:, None, None, None]
+        return torch.cat([torch.tanh(x_t * 0.7 + step), torch.sin(3 * x_t + step)], dim=1)
+
+    generator = torch.Generator().manual_seed(4)
+    theirs = x_T
+    for t in reference.timesteps:
+        theirs = reference.step(halves(theirs, t.expand(2)), t, theirs, generator=generator).prev_sample
+    same = torch.Generator().manual_seed(4)
+    ours = sample_ddpm(make_denoiser(halves, schedule, prediction, clamp=1.0), schedule, x_T, lambda: torch.randn(2, 3, 4, 4, generator=same))
+    torch.testing.assert_close(ours, theirs, atol=5e-3, rtol=1e-2)  # their alphas_cumprod are float32

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from diffusers import PriorTransformer
-from torch import Tensor
 
+from unclip.exchange.links import take_all
+from unclip.exchange.prior import PriorShape, prior_links
 from unclip.prior.condition import TextCondition
 from unclip.prior.diffusion import DiffusionPrior, DiffusionPriorConfig
 
@@ -23,50 +24,12 @@ def random_reference() -> PriorTransformer:
     return reference
 
 
-def as_ours(theirs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Their names and shapes as ours."""
-    theirs = dict(theirs)
-    positions = theirs.pop("positional_embedding")[0]
-    ours = {
-        "query": theirs.pop("prd_embedding").flatten(),
-        "caption.positions": positions[:LENGTH],
-        "caption.emb_position": positions[LENGTH],
-        "positions": positions[LENGTH + 1 :],
-        "emb_mean": theirs.pop("clip_mean").flatten(),
-        "emb_std": theirs.pop("clip_std").flatten(),
-        # theirs does not whiten the text embedding, and measures nothing
-        "caption.text_mean": torch.zeros(E),
-        "caption.text_std": torch.ones(E),
-        "eps_square": torch.zeros(1000),
-    }
-    modules = {
-        "encoder_hidden_states_proj": "caption.text_in",
-        "embedding_proj": "caption.text_emb_in",
-        "time_embedding.linear_1": "step.layers.0",
-        "time_embedding.linear_2": "step.layers.2",
-        "proj_in": "noised_in",
-        "norm_out": "transformer.norm",
-        "proj_to_clip_embeddings": "out",
-    }
-    for number in range(DEPTH):
-        block, own = f"transformer_blocks.{number}", f"transformer.blocks.{number}"
-        modules |= {f"{block}.norm1": f"{own}.norm1", f"{block}.norm3": f"{own}.norm2", f"{block}.attn1.to_out.0": f"{own}.out"}
-        modules |= {f"{block}.ff.net.0.proj": f"{own}.mlp.0", f"{block}.ff.net.2": f"{own}.mlp.2"}
-        for kind in ("weight", "bias"):
-            ours[f"{own}.qkv.{kind}"] = torch.cat([theirs.pop(f"{block}.attn1.to_{part}.{kind}") for part in "qkv"])
-    for their_name, own_name in modules.items():
-        for kind in ("weight", "bias"):
-            ours[f"{own_name}.{kind}"] = theirs.pop(f"{their_name}.{kind}")
-    assert not theirs
-    return ours
-
-
 @pytest.fixture(scope="module")
 def both() -> tuple[PriorTransformer, DiffusionPrior]:
     reference = random_reference()
     config = DiffusionPriorConfig(width=WIDTH, depth=DEPTH, head_width=HEAD_WIDTH, max_text_tokens=LENGTH)
     prior = DiffusionPrior(config, emb_width=E, text_width=E).eval()
-    prior.load_state_dict(as_ours(reference.state_dict()), strict=True)
+    prior.load_state_dict(take_all(prior_links(PriorShape(config, E, E)), reference.state_dict()), strict=True)
     return reference, prior
 
 

@@ -12,8 +12,9 @@ import psutil
 import pytest
 import torch
 
+from tests.data.pairs import write_pairs
 from tests.pipeline import command, copied, environment, folder_of, manifest
-from tests.training.toy import CONFIG, TOGETHER, rows_of, train_toy, weights_of
+from tests.training.toy import CONFIG, PICTURES, TOGETHER, rows_of, train_on_pictures, train_toy, weights_of
 from unclip import checkpoint
 from unclip.cli.train import without_nproc
 from unclip.files import UnclipError
@@ -54,6 +55,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `toy.TOGETHER` asks of two processes, and the same by one in folders of these names with "one-"."""
     folder = tmp_path_factory.mktemp("trained")
     train_toy(folder / "begun-by-one", dataclasses.replace(CONFIG, max_steps=5))
+    write_pairs(folder / "pairs")
     done = subprocess.run(
         [sys.executable, *TORCHRUN, "--module", "tests.training.toy", str(folder)], env=environment(), capture_output=True, text=True, timeout=200, check=False
     )
@@ -66,6 +68,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", [name for name in TOGETHER if name.startswith(("ddp", "fsdp"))])
 def test_two_processes_have_the_curve_and_the_weights_of_one(trained: Path, name: str) -> None:
     agrees(trained / name, trained / ("one-muon" if "muon" in name else "one"))
+
+
+def test_two_processes_whose_workers_read_their_own_pictures_have_the_curve_of_one_that_reads_all(trained: Path, tmp_path: Path) -> None:
+    train_on_pictures(tmp_path, dataclasses.replace(PICTURES, accumulate=1), trained / "pairs", 0)
+    agrees(trained / "pictures", tmp_path)
 
 
 def test_one_goes_on_where_two_stopped_and_two_where_one_did(trained: Path) -> None:
@@ -127,7 +134,13 @@ def test_the_command_trains_in_two_processes_to_the_same_curve(root: Path, tmp_p
 def test_sigterm_saves_in_all_processes_and_none_is_left(root: Path, tmp_path: Path) -> None:
     copy = copied(root, tmp_path / "root")
     shutil.rmtree(folder_of(copy, "decoder"))
-    long = [*command("decoder", copy), "--nproc=2", "--decoder.training.num_steps", "100000", "--decoder.training.checkpoint_seconds", "1000"]
+    long = [
+        *command("decoder", copy),
+        "--nproc=2",
+        "--decoder.training.num_steps=100000",
+        "--decoder.training.checkpoint_seconds=1000",
+        "--decoder.num_workers=1",
+    ]
     child = subprocess.Popen(long, env=environment(), stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not list(folder_of(copy, "decoder").glob("tensorboard/*")) and child.poll() is None and time.monotonic() < deadline:

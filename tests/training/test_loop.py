@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from unclip import checkpoint
-from unclip.data.loader import batches_of
+from unclip.data.loader import WHOLE, Piece, batches_of
 from unclip.data.manifest import identity
 from unclip.files import UnclipError, read_json
 from unclip.training.config import TrainingConfig, bounded, learning_rate
@@ -39,8 +39,8 @@ def loss_fn(model: nn.Module, batch: Tensor, draws: Draws) -> tuple[Tensor, Mapp
     return loss, {"twice": 2 * loss.detach()}
 
 
-def batches(start: int) -> Iterator[Tensor]:
-    return (DATA[torch.from_numpy(rows)] for rows in batches_of(len(DATA), CONFIG.batch_size, seed=3, start=start))
+def batches(start: int, own: Piece = WHOLE) -> Iterator[Tensor]:
+    return (DATA[torch.from_numpy(rows)] for rows in batches_of(len(DATA), CONFIG.batch_size, seed=3, start=start, piece=own))
 
 
 def run(folder: Path, config: TrainingConfig = CONFIG, stream=batches) -> dict[str, Tensor]:  # type: ignore[no-untyped-def]
@@ -70,7 +70,7 @@ def test_stopped_and_resumed_is_the_same_to_the_last_digit(tmp_path: Path, stop_
     config = TrainingConfig(**{**vars(CONFIG), "optimizer": optimizer})
     whole = run(tmp_path / "whole", config)
 
-    def stopping(start: int) -> Iterator[Tensor]:
+    def stopping(start: int, own: Piece) -> Iterator[Tensor]:
         for number, batch in enumerate(batches(start), start):
             if number == stop_at - 1:
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -87,7 +87,7 @@ def test_stopped_and_resumed_is_the_same_to_the_last_digit(tmp_path: Path, stop_
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     before = run(tmp_path)
 
-    def none_left(start: int) -> Iterator[Tensor]:
+    def none_left(start: int, own: Piece) -> Iterator[Tensor]:
         assert start == CONFIG.num_steps
         yield from ()
 
@@ -100,7 +100,7 @@ def test_few_checkpoints_are_kept(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_before_it_spoils_the_weights(tmp_path: Path) -> None:
-    def spoilt(start: int) -> Iterator[Tensor]:
+    def spoilt(start: int, own: Piece) -> Iterator[Tensor]:
         for number, batch in enumerate(batches(start)):
             yield batch * float("nan") if number == 4 else batch
 

@@ -9,7 +9,7 @@ from emoji import EMOJI_DATA, STATUS
 
 from unclip.files import UnclipError
 from unclip.worlds import emoji
-from unclip.worlds.emoji import Glyph, caption_of, find_font, glyphs
+from unclip.worlds.emoji import Glyph, caption_of, family_of, find_font, glyphs, person_of, tones_of
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +81,18 @@ def test_without_a_font_the_error_names_the_package(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("unclip.worlds.emoji.features.check", lambda name: False)
     with pytest.raises(UnclipError, match="libraqm"):
         glyphs(size=32)
+
+
+def test_a_family_is_a_caption_without_its_skin_tones() -> None:
+    captions = {
+        "woman firefighter: dark skin tone": ("woman firefighter", ["dark skin tone"], "woman"),
+        "man: medium-light skin tone, red hair": ("man: red hair", ["medium-light skin tone"], "man"),
+        "couple with heart: woman, man, light skin tone, dark skin tone": (
+            "couple with heart: woman, man", ["light skin tone", "dark skin tone"], None,
+        ),
+        "flag: Malta": ("flag: Malta", [], None),
+        "man’s shoe": ("man’s shoe", [], None),
+        "snowman": ("snowman", [], None),
+    }  # fmt: skip
+    for caption, (family, tones, person) in captions.items():
+        assert (family_of(caption), tones_of(caption), person_of(caption)) == (family, tones, person)

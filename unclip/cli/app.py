@@ -14,13 +14,14 @@ FAULTY, USER_ERROR, INTERRUPTED = 1, 2, 130
 
 HELP = """Train and use your own unCLIP (DALL-E 2): from captioned images to a text-to-image model.
 
-A run goes through stages, each of which leaves a result under one root: source, download, clip, embed, index, prior,
-decoder, evaluate. `unclip run` does all that is not yet done; each stage is also a command of its own. Stop any of them
+A run goes through stages, each of which leaves a result under one root: source, download, curate, clip, embed, select,
+index, prior, decoder, upsampler, evaluate. `unclip run` does all that is not yet done; each stage is also a command of its own. Stop any of them
 at any moment: the same command goes on.
 
     unclip run --preset demo
     unclip run --source my.parquet --root data/mine
     unclip generate "a large red star" --root data/demo
+    unclip variations picture.png --root data/demo
     unclip inspect data/demo
 
 Any setting can be given by its section and name, such as --prior.depth 8 or --decoder.training.num_steps 5000;

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from unclip.files import UnclipError, read_json, write_json
+from unclip.layout import RUN_CONFIG
 
 if TYPE_CHECKING:
     from unclip.config import RunConfig
 
 DEFAULT_PRESET = "small"  # sizes that two CPU cores can train in an hour
-RUN_CONFIG = "run.json"  # the config that a root was last worked on with
 
 Preset = Annotated[
     str,

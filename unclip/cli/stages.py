@@ -24,7 +24,8 @@ def _show_plan(config: "RunConfig") -> None:
     console.print_json(data=as_dict(config))
     table = Table("stage", "would be", "folder", "what it does", title="Nothing was done; this would be:", title_justify="left")
     for name, stage in STAGES.items():
-        table.add_row(name, "skipped, it is done" if is_done(name, config) else "run", str(stage.folder(paths_of(config))), stage.does)
+        would_be = f"skipped: {stage.idle(config)}" if stage.idle(config) else "skipped, it is done" if is_done(name, config) else "run"
+        table.add_row(name, would_be, str(stage.folder(paths_of(config))), stage.does)
     console.print(table)
 
 
@@ -32,6 +33,7 @@ def _show_results(config: "RunConfig") -> None:
     from unclip.stages import paths_of
 
     report = paths_of(config).report
+    _show_quality(report)
     console.print(f"pictures: [bold]{report / 'grid.png'}[/]\nreport:   [bold]{report / 'index.html'}[/]", highlight=False)
 
 
@@ -86,19 +88,42 @@ def work_on(name: str, config: "RunConfig", dry_run: bool, section: Any = None) 
         remember(config)
         used = config if section is None else dataclasses.replace(config, **{name: section})
         manifest, worked = run_stage(name, used)
+    if name == "evaluate":
+        from unclip.stages import paths_of
+
+        _show_quality(paths_of(config).report)
     _show_stage(name, config, manifest, worked)
+
+
+def _show_quality(report: Path) -> None:
+    """The ladder of pictures, and the targets that the project has set itself."""
+    from unclip.evaluation.summary import ladder_table, targets_table
+    from unclip.files import read_json
+
+    found = read_json(report / "report.json")
+    console.print(ladder_table(found))
+    if (targets := targets_table(found)) is not None:
+        console.print(targets)
 
 
 def _show_stage(name: str, config: "RunConfig", manifest: "Manifest", worked: bool) -> None:
     from unclip.stages import STAGES, paths_of
 
+    if why := STAGES[name].idle(config):
+        console.print(f"{name}: nothing to do, because {why}", highlight=False)
+        return
     counts = manifest.counts
     rejected = sum(counts.get("rejected", {}).values())
     numbers = f"{counts['kept']:,} of {counts['rows_in']:,} rows kept, {rejected:,} rejected" if "kept" in counts else ""
     state = f"done in {manifest.seconds:.0f} s" if worked else "was done already"
     if worked and "steps" in counts:
         state += f" with {counts['steps']:,} steps"  # fewer than num_steps where the call was bounded
-    console.print(f"{name}: {state}. {numbers}\n  {STAGES[name].folder(paths_of(config))}", highlight=False)
+    folder = STAGES[name].folder(paths_of(config))
+    console.print(f"{name}: {state}. {numbers}\n  {folder}", highlight=False)
+    if name in ("curate", "select"):
+        from unclip.evaluation.inspect import describe_curation
+
+        console.print(describe_curation(folder, manifest))
 
 
 def _add_stage(name: str, help_text: str, to: App) -> None:
@@ -123,8 +148,10 @@ def _add_stage(name: str, help_text: str, to: App) -> None:
 
 _add_stage("source", "Read a table of links and captions, or a folder of captioned images; reject what can't be used, with a reason.", app)
 _add_stage("download", "Fetch the pictures with img2dataset into WebDataset shards.", app)
+_add_stage("curate", "Drop rows by rules that need no model: duplicates, small pictures, captions that say nothing (--curate.…).", app)
 _add_stage("clip", "Train a small CLIP on the shards, or take one from open_clip (--clip.model, --clip.pretrained).", app)
 _add_stage("embed", "Embed pictures and captions with CLIP into the Parquet store.", app)
+_add_stage("select", "Drop rows by their embeddings: unlike pairs, near duplicates, leaks from training to evaluation (--select.…).", app)
 _add_stage("index", "Build the FAISS index over the image embeddings and measure its recall.", app)
 _add_stage("evaluate", "Generate from held-out captions, measure, and write the report.", evaluate_app)
 
@@ -144,3 +171,27 @@ def evaluate_prior(*, root: Root) -> None:
         console.print(ladder_table(split, found))
         console.print(found["verdict"]["sentence"], highlight=False, markup=False)
     console.print(f"page: [bold]{paths_of(config).report / PAGE}[/]", highlight=False)
+
+
+@evaluate_app.command(name="upsampler")
+def evaluate_upsampler(*, root: Root, num: int = 32, generated: bool = True) -> None:
+    """Measure the upsamplers alone, on real pictures made small and on generated ones, beside enlarging by formula.
+
+    Writes upsampler.json and upsampler.png (small, enlarged, upsampled, real) into the root's report folder.
+
+    Parameters
+    ----------
+    num
+        How many held-out pictures of each split.
+    generated
+        Measure on generated pictures too; without, neither prior nor decoder need be trained.
+    """
+    from unclip.evaluation.upsampler import SHEET, upsampler_table
+    from unclip.stages import measure_upsamplers, paths_of
+
+    if num < 1:
+        raise UnclipError(f"--num must be at least 1, got {num}")
+    config = resolve(root=root)
+    for split, found in measure_upsamplers(config, num=num, generated=generated).items():
+        console.print(upsampler_table(split, found))
+    console.print(f"pictures: [bold]{paths_of(config).report / SHEET}[/]", highlight=False)

@@ -71,3 +71,15 @@ def train_decoder(
 
     resolved = resolve(preset, config, root, source, url_column, caption_column)
     _train("decoder", resolved, bounded(resolved.decoder, max_steps=max_steps, max_minutes=max_minutes), dry_run, nproc)
+
+
+@train_app.command(name="upsampler")
+def train_upsampler(
+    *, preset: Preset = "", config: ConfigFile = None, root: Root = "", source: Source = "", url_column: Column = "",
+    caption_column: Column = "", nproc: Processes = 1, max_steps: MaxSteps = 0, max_minutes: MaxMinutes = 0.0, dry_run: DryRun = False,
+) -> None:  # fmt: skip
+    """Train the upsamplers: from a small picture to a large one; as many as upsampler.num_upsamplers says."""
+    from unclip.training.config import bounded
+
+    resolved = resolve(preset, config, root, source, url_column, caption_column)
+    _train("upsampler", resolved, bounded(resolved.upsampler, max_steps=max_steps, max_minutes=max_minutes), dry_run, nproc)

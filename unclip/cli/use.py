@@ -1,110 +1,28 @@
-"""The commands that use what a root holds: pictures of captions, neighbours, and a look at any folder."""
+"""The command that looks at what a root holds, and at any other folder or picture that was made."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
-
-from cyclopts import Parameter
-from rich.table import Table
 
 from unclip.cli.app import USE, app, console
-from unclip.cli.options import Root, resolve
-from unclip.files import UnclipError
-
-if TYPE_CHECKING:
-    from unclip.prior.condition import PriorKind
-
-
-@app.command(group=USE)
-def generate(
-    caption: str, /, *, root: Root, num: int = 4, seed: int = 0, out: Path = Path("generated.png"),
-    prior: Literal["first", "none", "diffusion", "autoregressive", "regression", "linear"] = "first",
-) -> None:  # fmt: skip
-    """Make pictures of a caption.
-
-    Writes a contact sheet to OUT, and beside it the settings with the similarity of every candidate (OUT with .json) and
-    the candidates themselves (OUT with .parquet).
-
-    Parameters
-    ----------
-    caption
-        What the pictures shall show.
-    num
-        How many pictures.
-    seed
-        The same seed gives the same pictures.
-    out
-        The contact sheet to write.
-    prior
-        Which of the trained priors: the first of prior.kinds, or one by its kind; or none: the text embedding as if it
-        were an image embedding, for comparison.
-    """
-    import dataclasses
-
-    from unclip import generate as generation
-    from unclip.evaluation.pictures import contact_sheet
-    from unclip.evaluation.records import write_generation
-    from unclip.stages import load_models
-
-    if num < 1:
-        raise UnclipError(f"--num must be at least 1, got {num}")
-    config = resolve(root=root)
-    sampling = dataclasses.replace(config.generate, seed=seed)
-    kind: PriorKind | None = config.prior.kinds[0] if prior == "first" else None if prior == "none" else prior
-    made = generation.generate(load_models(config, kind), [caption] * num, sampling)
-    labels = [f"similarity {values.max():.3f}" for values in made.similarities]
-    write_generation(out, contact_sheet(made.pictures, labels, columns=min(num, 8)), made, sampling, kind)
-    console.print(f"{num} pictures: [bold]{out}[/]\nsettings and candidates: {out.with_suffix('.json')}, {out.with_suffix('.parquet')}", highlight=False)
-
-
-@app.command(group=USE)
-def search(
-    text: str = "", /, *, root: Root, image: Path | None = None, k: Annotated[int, Parameter(name=["-k", "--k"])] = 5, out: Path = Path("search.png")
-) -> None:
-    """Find the nearest pictures to a caption or to a picture.
-
-    Parameters
-    ----------
-    text
-        The caption to search by.
-    image
-        A picture to search by, instead of a caption.
-    k
-        How many.
-    out
-        The contact sheet to write.
-    """
-    from unclip.clip import load_clip
-    from unclip.data.index import open_index
-    from unclip.evaluation.pictures import contact_sheet
-    from unclip.files import replacing
-    from unclip.search import embed_query, pictures_of
-    from unclip.search import search as find
-    from unclip.stages import paths_of
-
-    config = resolve(root=root)
-    paths = paths_of(config)
-    index = open_index(paths.index)
-    hits = find(index, embed_query(load_clip(paths.clip), text=text, image=image), k)
-    table = Table("score", "key", "split", "caption", "link")
-    for hit in hits:
-        table.add_row(f"{hit.score:.4f}", hit.key, hit.split, hit.caption, hit.url)
-    console.print(table)
-    pictures = pictures_of(paths.shards, [hit.key for hit in hits], config.decoder.network.unet.image_size)
-    sheet = contact_sheet(pictures, [f"{hit.score:.3f} {hit.caption}" for hit in hits], columns=min(len(hits), 5))
-    with replacing(out) as aside:
-        sheet.save(aside, format="PNG")
-    console.print(f"contact sheet: [bold]{out}[/]", highlight=False)
+from unclip.files import read_json
 
 
 @app.command(group=USE)
 def inspect(path: Path, /) -> None:
-    """Show what a result folder holds: a root, a stage, the embedding store, a checkpoint.
+    """Show what a result folder holds (a root, a stage, the embedding store, a checkpoint), or how pictures were made.
 
     Parameters
     ----------
     path
-        The folder.
+        The folder, or a picture that a command of unclip made, or a folder of them.
     """
+    from unclip.gallery import RECORD, read_png_text
+
+    if path.is_file():
+        console.print_json(data=read_png_text(path))
+        return
+    if (path / RECORD).is_file():
+        console.print_json(data=read_json(path / RECORD))
+        return
     from unclip.evaluation.inspect import inspect as describe
 
     console.print(describe(path))

@@ -17,8 +17,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.lib import format as npy
 
-from unclip.data.manifest import finished_manifest
-from unclip.data.store import Pairs, Ragged, emb_width, flat_states, has_text_tokens, iter_batches, offsets_of, read_pairs, require_columns, text_width
+from unclip.data.store import (
+    Pairs,
+    Ragged,
+    Vectors,
+    emb_width,
+    flat_states,
+    has_text_tokens,
+    iter_batches,
+    offsets_of,
+    read_pairs,
+    require_columns,
+    rows_digest,
+    text_width,
+)
 from unclip.files import UnclipError, read_json, remove_leftovers, replacing, write_json
 
 Reading = Literal["cache", "store"]
@@ -42,14 +54,36 @@ def open_pairs(store: Path, *, split: str, text_tokens: bool, reading: Reading =
     """
     if reading == "store":
         return read_pairs(store, split=split, text_tokens=text_tokens)
+    with _current(store, split, text_tokens=text_tokens) as folder:
+        rows, vectors = pq.read_table(folder / ROWS), _vectors(folder, text_tokens=text_tokens)
+    keys, captions = (rows[name].to_numpy() for name in ("key", "caption"))
+    return Pairs(keys, captions, vectors.image_emb, vectors.text_emb, vectors.text_tokens)
+
+
+def open_vectors(store: Path, *, split: str, text_tokens: bool, reading: Reading = "cache") -> Vectors:
+    """The same without keys and captions; mapped from the cache they take no memory of their own, however many they are.
+
+    Raises:
+        UnclipError: as `open_pairs`.
+    """
+    if reading == "store":
+        pairs = read_pairs(store, split=split, text_tokens=text_tokens)
+        return Vectors(pairs.image_emb, pairs.text_emb, pairs.text_tokens)
+    with _current(store, split, text_tokens=text_tokens) as folder:
+        return _vectors(folder, text_tokens=text_tokens)
+
+
+@contextmanager
+def _current(store: Path, split: str, *, text_tokens: bool) -> Iterator[Path]:
+    """Yields the folder of a split's cache, which is made first if need be; nobody makes another one meanwhile."""
     require_columns(store, ["text_tokens"] if text_tokens else [])
-    digest = finished_manifest(store, "embed").digest
+    digest = rows_digest(store)
     folder = store / FOLDER / split
     try:
-        with _only_builder(folder.parent):
+        with only_builder(folder.parent):
             if not _fits(folder, digest):
                 _build(store, folder, split, digest)
-            return _open(folder, text_tokens=text_tokens)
+            yield folder
     except OSError as error:
         raise UnclipError(f"the training cache in {folder} can't be made ({error}); make room for it, or set reading to 'store'") from None
 
@@ -60,7 +94,7 @@ def cache_sizes(store: Path) -> dict[str, int]:
 
 
 @contextmanager
-def _only_builder(caches: Path) -> Iterator[None]:
+def only_builder(caches: Path) -> Iterator[None]:
     """Waits for any other process that is making a cache here: of several that train together, one makes it."""
     caches.mkdir(parents=True, exist_ok=True)
     with (caches / ".lock").open("a") as file:
@@ -88,12 +122,9 @@ def _entry(path: Path) -> dict[str, Any]:
     return entry
 
 
-def _open(folder: Path, *, text_tokens: bool) -> Pairs:
-    rows = pq.read_table(folder / ROWS)
-    keys, captions = (rows[name].to_numpy() for name in ("key", "caption"))
-    image_emb, text_emb = (_mapped(folder, name) for name in ("image_emb", "text_emb"))
+def _vectors(folder: Path, *, text_tokens: bool) -> Vectors:
     states = Ragged.from_offsets(_mapped(folder, "text_tokens"), np.load(folder / "offsets.npy")) if text_tokens else None
-    return Pairs(keys, captions, image_emb, text_emb, states)
+    return Vectors(_mapped(folder, "image_emb"), _mapped(folder, "text_emb"), states)
 
 
 def _mapped(folder: Path, name: str) -> np.ndarray:

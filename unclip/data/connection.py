@@ -12,7 +12,7 @@ from typing import Any
 
 from unclip.data.contracts import Reason
 from unclip.data.links import RefusedError, is_public
-from unclip.data.picture import refuse_picture
+from unclip.data.picture_head import refuse_picture
 from unclip.data.remembered import Remembered, settle
 
 MAX_ADDRESSES = 4  # of one name that are tried

@@ -16,6 +16,12 @@ Reason = Literal[
     # download
     "not found", "forbidden", "server error", "timed out", "connection failed", "too many requests", "opted out",
     "too large", "image broken", "image too small", "aspect ratio", "other",
+    # curation by rules ("image too small" and "aspect ratio" too)
+    "caption too short", "caption too long", "caption is a link", "caption is a file name", "caption has control characters",
+    "caption has too few letters", "caption has too many digits", "caption has too much punctuation", "caption repeats itself",
+    "column out of bounds", "duplicate picture and caption", "duplicate picture", "caption on too many pictures",
+    # curation by embeddings
+    "similarity too low", "near a row of another split", "near duplicate",
     # any: taken down with `unclip remove`
     "removed",
     # decoder training
@@ -51,6 +57,28 @@ SHARD = pa.schema([
     pa.field("sha256", pa.string()),  # of the bytes that were downloaded
     pa.field("width", pa.int32()),  # of the picture in the tar
     pa.field("height", pa.int32()),
+])  # fmt: skip
+
+# what `curate` says of each row that `download` kept, in the order of the tar
+CURATED = pa.schema([
+    pa.field("key", pa.string(), nullable=False),
+    pa.field("status", pa.string(), nullable=False),  # "kept", or a Reason
+    pa.field("value", pa.float64()),  # what the rule that dropped the row measured
+    pa.field("limit", pa.float64()),  # what it allows
+    pa.field("other", pa.string()),  # the key of the row that is kept instead, or the name of the column that was looked at
+    pa.field("pixels", pa.string()),  # sha256 of the decoded picture, where pixels are compared
+])  # fmt: skip
+
+# what `select` says of each row of the store; one row group a part, in the order of the store
+SELECTED = pa.schema([
+    pa.field("key", pa.string(), nullable=False),
+    pa.field("split", pa.string(), nullable=False),  # the final one
+    pa.field("status", pa.string(), nullable=False),  # "kept", or a Reason
+    pa.field("value", pa.float64()),
+    pa.field("limit", pa.float64()),
+    pa.field("other", pa.string()),  # the key of the row that is kept instead, or of the nearest one of the other split
+    pa.field("cluster", pa.string()),  # the key of a row of its cluster of near duplicates; null where it has none
+    pa.field("similarity", pa.float32(), nullable=False),  # as in the store: a row is the same while key and similarity are
 ])  # fmt: skip
 
 

@@ -1,12 +1,16 @@
 """The embed stage: every shard's pictures and captions through CLIP into one Parquet part, in the same order.
 
-Pictures are decoded and preprocessed in worker processes ahead of the model; vectors are stored as CLIP gives them, not
-normalised, because a norm can't be recovered later.
+Pictures are decoded and preprocessed in worker processes ahead of the model, across shards; captions go through it sorted
+by length, which is exact and pads little. Vectors are stored as CLIP gives them, not normalised, because a norm can't be
+recovered later. Several processes, on one machine or several, may embed a root together: each takes the next shard that
+no other has, and one that dies leaves its shard to the others.
 """
 
 import io
+import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,22 +21,24 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from unclip.clip import Clip, TextFeatures, load_clip, preprocess_of
+from unclip.clip import Clip, Precision, load_clip, preprocess_of
 from unclip.data import stats
-from unclip.data.contracts import SHARD, embedding_schema, read_table
+from unclip.data.contracts import embedding_schema
 from unclip.data.manifest import Manifest, Part, Stage, finished_manifest, identity, read_part, runtime
-from unclip.data.shards import read_shard
-from unclip.files import UnclipError, fingerprint, remove_leftovers, replacing
+from unclip.data.shards import Sample, curated_part, kept_rows, read_shard, shards_digest
+from unclip.files import Claims, UnclipError, fingerprint, remove_leftovers, replacing
 from unclip.progress import Bar, progress
 
 ROW_GROUP = 8192
+AHEAD = 2  # batches that are decoded before they are wanted, besides one a worker
+SECONDS_BETWEEN_LOOKS = 0.5  # at what the other processes have done
+CLAIMS = ".claims"
 VECTORS = ("image_emb", "text_emb", "text_tokens")
 
 
@@ -42,14 +48,20 @@ class EmbedConfig:
 
     Attributes:
         text_tokens: whether the caption's token states are kept too; prior and decoder use them as context.
+        precision: what CLIP computes in; "bf16" and "fp16" are for GPUs. Similarities are computed in float32 whatever it is.
         batch_size, num_workers: pictures in one forward pass, and processes that decode ahead of it.
+        shared: whether several processes embed this root together.
+        compile: whether CLIP goes through torch.compile.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
 
     text_tokens: bool = True
+    precision: Precision = "fp32"
     batch_size: int = runtime(256)
     num_workers: int = runtime(1)
+    shared: bool = runtime(False)
+    compile: bool = runtime(False)
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.num_workers < 0:
@@ -58,7 +70,7 @@ class EmbedConfig:
 
 def embed_inputs(shards: Path, clip: Path) -> dict[str, str]:
     """What the stage would read today."""
-    return {"shards": finished_manifest(shards, "download").digest, "clip": finished_manifest(clip, "clip").digest}
+    return {"shards": shards_digest(shards), "clip": finished_manifest(clip, "clip").digest}
 
 
 def embed(shards: Path, clip_folder: Path, out: Path, config: EmbedConfig, *, device: str = "cpu") -> Manifest:
@@ -70,23 +82,94 @@ def embed(shards: Path, clip_folder: Path, out: Path, config: EmbedConfig, *, de
     inputs = embed_inputs(shards, clip_folder)
     _refuse_other_clip(out, clip_folder, inputs["clip"])
     stage = Stage(out, "embed", config, inputs)
-    remove_leftovers(out)
+    if not config.shared:
+        remove_leftovers(out)
     sources = [_finished_shard(shards, path.stem) for path in sorted(shards.glob("*.tar"))]
-    made_from = {source.name: part_origin(source.digest, inputs["clip"], identity(config)) for source in sources}
-    done = {source.name: stage.done_part(source.name, made_from[source.name]) for source in sources}
-    todo = [source for source in sources if done[source.name] is None]
-    parts: list[Part] = [part for part in done.values() if part is not None]
-    if todo:
-        clip = load_clip(clip_folder, device=device)
-        rows = sum(source.kept for source in sources)
-        with progress("embed", rows, unit="pair", done=rows - sum(source.kept for source in todo)) as bar, _decoding(clip_folder, config.num_workers) as submit:
-            for source in todo:
-                parts.append(_embed_shard(stage, source, shards, clip, config, made_from[source.name], submit, bar))
     for stale in {path.stem for path in out.glob("[0-9]*.parquet")} - {source.name for source in sources}:
         raise UnclipError(f"{out / stale}.parquet has no shard in {shards}; remove it and its .json, or bring the shard back")
-    parts.sort(key=lambda part: part.name)
+    work = _Work(stage, sources, {source.name: part_origin(source.digest, inputs["clip"], identity(config)) for source in sources}, config.shared)
+    if todo := work.left():
+        clip = load_clip(clip_folder, device=device, precision=config.precision, compiled=config.compile)
+        rows = sum(source.kept for source in sources)
+        with progress("embed", rows, unit="pair", done=rows - sum(source.kept for source in todo)) as bar, _decoding(clip_folder, config.num_workers) as submit:
+            chunks = _ahead(_chunks(work, shards, config.batch_size, submit), config.num_workers + AHEAD)
+            for source, of_source in itertools.groupby(chunks, key=lambda chunk: chunk.source):
+                _embed_shard(work, source, of_source, shards, clip, config, bar)
     stats.write_stats(out)
-    return stage.finish_parts(parts)
+    return stage.finish_parts([part for part in map(work.done, sources) if part is not None])
+
+
+class _Work:
+    """What is to be embedded: the shards in their order, and which of them this process may take.
+
+    Args:
+        made_from: the fingerprint of what each part would be made from today, by name.
+    """
+
+    def __init__(self, stage: Stage, sources: list[Part], made_from: dict[str, str], shared: bool) -> None:
+        self.stage, self._sources, self._made_from = stage, sources, made_from
+        self._claims = Claims(stage.folder / CLAIMS) if shared else None
+
+    def done(self, source: Part) -> Part | None:
+        """The record of its part, None where it must be made."""
+        return self.stage.done_part(source.name, self._made_from[source.name])
+
+    def left(self) -> list[Part]:
+        """The shards whose parts must be made."""
+        return [source for source in self._sources if self.done(source) is None]
+
+    def take(self) -> Iterator[Part]:
+        """Shards that no other process works on, until all are done, here or elsewhere."""
+        while left := self.left():
+            taken = 0
+            for source in left:
+                if self._claims is None:
+                    yield source
+                elif self._claims.take(int(source.name)):
+                    if self.done(source) is not None:  # since we looked
+                        self._claims.give_back(int(source.name))
+                        continue
+                    taken += 1
+                    yield source
+            if self._claims is None:
+                return
+            if not taken:
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+
+    def record(self, source: Part, rows: int, kept: int, seconds: float) -> None:
+        """Records a part that stands under its final name."""
+        files = [f"{source.name}.parquet"]
+        made_from = self._made_from[source.name]
+        self.stage.record_part(source.name, made_from=made_from, rows_in=rows, kept=kept, rejected={}, files=files, seconds=seconds)
+        if self._claims is not None:
+            self._claims.give_back(int(source.name))
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Some samples of a shard, and their pictures (b, 3, H, H) as soon as they are decoded."""
+
+    source: Part
+    samples: list[Sample]
+    pixels: Future[Tensor]
+
+
+def _chunks(work: _Work, shards: Path, batch_size: int, submit: Callable[[list[bytes]], Future[Tensor]]) -> Iterator[_Chunk]:
+    for source in work.take():
+        samples = list(read_shard(shards / f"{source.name}.tar"))
+        for start in range(0, max(1, len(samples)), batch_size):  # a shard without pictures has a part too
+            chunk = samples[start : start + batch_size]
+            yield _Chunk(source, chunk, submit([sample.image for sample in chunk]))
+
+
+def _ahead(chunks: Iterator[_Chunk], num: int) -> Iterator[_Chunk]:
+    """The same chunks, each begun `num` chunks before it is wanted, so that the model never waits and memory stays bounded."""
+    begun: deque[_Chunk] = deque()
+    for chunk in chunks:
+        begun.append(chunk)
+        if len(begun) > num:
+            yield begun.popleft()
+    yield from begun
 
 
 def part_origin(shard_digest: str, clip_digest: str, config: Mapping[str, Any]) -> str:
@@ -95,10 +178,11 @@ def part_origin(shard_digest: str, clip_digest: str, config: Mapping[str, Any]) 
 
 
 def _finished_shard(shards: Path, name: str) -> Part:
+    """The record of a shard, of what `curate` left of it where it has been there."""
     part = read_part(shards, name)
     if part is None:
         raise UnclipError(f"{shards / name}.tar has no record {name}.json, so it is not known to be whole; run `unclip download` again")
-    return part
+    return curated_part(shards, part)
 
 
 def _refuse_other_clip(out: Path, clip_folder: Path, digest: str) -> None:
@@ -112,8 +196,8 @@ def _refuse_other_clip(out: Path, clip_folder: Path, digest: str) -> None:
 
 
 @contextmanager
-def _decoding(clip_folder: Path, num_workers: int) -> Iterator[Callable[[list[bytes]], Future[np.ndarray]]]:
-    """Yields `submit(images) -> Future of a (B, 3, H, H) float32 array`; with no workers it is done on result()."""
+def _decoding(clip_folder: Path, num_workers: int) -> Iterator[Callable[[list[bytes]], Future[Tensor]]]:
+    """Yields `submit(images) -> Future of (B, 3, H, H) float32`, which comes from a worker through shared memory; without workers a thread does it."""
     decode = partial(_decode, str(clip_folder))
     if num_workers == 0:
         with ThreadPoolExecutor(1) as here:
@@ -129,57 +213,60 @@ def _decoding(clip_folder: Path, num_workers: int) -> Iterator[Callable[[list[by
 _preprocess_of = cache(preprocess_of)  # once a worker process
 
 
-def _decode(clip_folder: str, images: list[bytes]) -> np.ndarray:
+def _decode(clip_folder: str, images: list[bytes]) -> Tensor:
+    torch.set_num_threads(1)
     preprocess = _preprocess_of(Path(clip_folder))
-    out: np.ndarray = torch.stack([preprocess(Image.open(io.BytesIO(content))) for content in images]).numpy()
-    return out
+    pictures = [preprocess(Image.open(io.BytesIO(content))) for content in images]
+    return torch.stack(pictures) if pictures else torch.zeros(0)
 
 
-def _embed_shard(
-    stage: Stage, source: Part, shards: Path, clip: Clip, config: EmbedConfig, made_from: str, submit: Callable[[list[bytes]], Future[np.ndarray]], bar: Bar
-) -> Part:
+def _embed_shard(work: _Work, source: Part, chunks: Iterable[_Chunk], shards: Path, clip: Clip, config: EmbedConfig, bar: Bar) -> None:
     started = time.monotonic()
-    listed = read_table(shards / f"{source.name}.parquet", SHARD)
-    kept = listed.filter(pc.equal(listed["status"], "kept"))
-    samples = list(read_shard(shards / f"{source.name}.tar"))
+    kept = kept_rows(shards / f"{source.name}.tar")
+    image_emb: list[Tensor] = []
+    samples: list[Sample] = []
+    for chunk in chunks:
+        if chunk.samples:
+            image_emb.append(clip.encode_images(chunk.pixels.result()).cpu())
+        samples += chunk.samples
+        bar.advance(len(chunk.samples))
     if [sample.key for sample in samples] != kept["key"].to_pylist():
         raise UnclipError(
             f"{shards / source.name}.tar and .parquet disagree on their keys; remove both and {source.name}.json, and run `unclip download` again"
         )
-    chunks = [samples[i : i + config.batch_size] for i in range(0, len(samples), config.batch_size)]
-    futures = [submit([sample.image for sample in chunk]) for chunk in chunks]
-    columns: dict[str, list[Any]] = {name: [] for name in ("image_emb", "text_emb", "similarity", "token_ids", "text_tokens")}
-    for chunk, future in zip(chunks, futures, strict=True):
-        image_emb = clip.encode_images(torch.from_numpy(future.result())).cpu()
-        text = clip.encode_texts([sample.caption for sample in chunk])
-        _collect(columns, image_emb, text)
-        bar.advance(len(chunk))
-    schema = embedding_schema(clip.emb_width, text_tokens=config.text_tokens).with_metadata(_metadata(clip, stage))
+    columns = _embed_captions(clip, [sample.caption for sample in samples], config.batch_size)
+    columns |= _of_images(torch.cat(image_emb) if image_emb else torch.zeros(0, clip.emb_width), columns["text_emb"])
+    schema = embedding_schema(clip.emb_width, text_tokens=config.text_tokens).with_metadata(_metadata(clip, work.stage))
     arrays = {name: kept[name].combine_chunks() for name in ("key", "caption", "url", "sha256", "width", "height", "split")} | {
         name: _as_arrow(name, values, schema) for name, values in columns.items() if name in schema.names
     }
     table = pa.table([arrays[name] for name in schema.names], schema=schema)
-    with replacing(stage.folder / f"{source.name}.parquet") as aside:
+    with replacing(work.stage.folder / f"{source.name}.parquet") as aside:
         write_part(aside, table)
-    return stage.record_part(
-        source.name,
-        made_from=made_from,
-        rows_in=source.kept,
-        kept=len(table),
-        rejected={},
-        files=[f"{source.name}.parquet"],
-        seconds=time.monotonic() - started,
-    )
+    work.record(source, source.kept, len(table), time.monotonic() - started)
 
 
-def _collect(columns: dict[str, list[Any]], image_emb: Tensor, text: TextFeatures) -> None:
-    columns["image_emb"].append(image_emb.half().numpy())
-    columns["text_emb"].append(text.text_emb.cpu().half().numpy())
-    columns["similarity"].append(F.cosine_similarity(image_emb, text.text_emb.cpu(), dim=-1).numpy())
-    lengths = text.text_mask.sum(dim=1).tolist()
-    for row, length in enumerate(lengths):
-        columns["token_ids"].append(text.token_ids[row, :length].cpu().numpy().astype(np.int32))
-        columns["text_tokens"].append(text.text_tokens[row, :length].cpu().half().numpy().reshape(-1))
+def _embed_captions(clip: Clip, captions: list[str], batch_size: int) -> dict[str, list[np.ndarray]]:
+    """What the store holds of captions, in their order; they go through CLIP in the order of their lengths."""
+    text_emb = np.zeros((len(captions), clip.emb_width), np.float32)
+    ids: list[np.ndarray] = [np.zeros(0)] * len(captions)
+    states: list[np.ndarray] = [np.zeros(0)] * len(captions)
+    tokens = clip.tokenize(captions) if captions else torch.zeros(0, 1, dtype=torch.long)
+    order = np.argsort(tokens.argmax(dim=-1).numpy(), kind="stable")
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        text = clip.encode_token_ids(tokens[torch.from_numpy(rows)])
+        text_emb[rows] = text.text_emb.cpu().numpy()
+        lengths = text.text_mask.sum(dim=1).tolist()
+        for place, (row, length) in enumerate(zip(rows.tolist(), lengths, strict=True)):
+            ids[row] = text.token_ids[place, :length].cpu().numpy().astype(np.int32)
+            states[row] = text.text_tokens[place, :length].cpu().half().numpy().reshape(-1)
+    return {"text_emb": [text_emb], "token_ids": ids, "text_tokens": states}
+
+
+def _of_images(image_emb: Tensor, text_emb: list[np.ndarray]) -> dict[str, list[np.ndarray]]:
+    similarity = F.cosine_similarity(image_emb, torch.from_numpy(np.concatenate(text_emb)), dim=-1)
+    return {"image_emb": [image_emb.numpy()], "similarity": [similarity.numpy()]}
 
 
 def _as_arrow(name: str, values: list[np.ndarray], schema: pa.Schema) -> pa.Array:

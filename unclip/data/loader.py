@@ -1,86 +1,30 @@
-"""Training batches: pictures of the shards joined with the embedding store by key, shuffled, exact to resume.
+"""The order of training, shuffled and exact to resume, and arrays as the tensors that models take.
 
 The order is a function of (seed, epoch), so batch n is the same whoever asks for it and whenever, and each sample comes
-once an epoch; captions of like length may be put in the same batch, which saves padding. The pictures of the split are
-held in memory as bytes: 3 KB each at 32 pixels, 12 KB at 64.
+once an epoch; captions of like length may be put in the same batch, which saves padding.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import lru_cache
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from unclip.data import shards
-from unclip.data.manifest import read_part
-from unclip.data.store import Pairs, Ragged, iter_batches, read_pairs
-from unclip.files import UnclipError
-from unclip.progress import progress
+from unclip.data.store import Ragged
 
 BUCKETED_BATCHES = 16  # batches that are sorted by length together: enough to save most of the padding, few enough to stay random
 
 
-@dataclass(frozen=True)
-class Joined:
-    """Training rows in memory.
+class Piece(NamedTuple):
+    """One of equal pieces that every batch is cut into: its number, and how many there are."""
 
-    Attributes:
-        pictures: (n, H, H, 3) uint8.
-        pairs: the same rows of the store.
-        rejected: how many rows were left out, by reason.
-    """
-
-    pictures: np.ndarray
-    pairs: Pairs
-    rejected: Mapping[str, int]
+    number: int = 0
+    of: int = 1
 
 
-def join_shards(shards_folder: Path, store: Path, *, image_size: int, split: str, text_tokens: bool) -> Joined:
-    """Decodes the pictures of one split and joins them with the store's rows by key.
-
-    A picture without an embedding, or an embedding without a picture, is left out and counted; nothing shifts.
-
-    Raises:
-        UnclipError: nothing is left.
-    """
-    pairs = read_pairs(store, split=split, text_tokens=text_tokens)
-    row_of = {key: row for row, key in enumerate(pairs.keys)}
-    others = _keys_of_other_splits(store, split)
-    pictures = np.zeros((len(pairs), image_size, image_size, 3), np.uint8)
-    found = np.zeros(len(pairs), bool)
-    unembedded = 0
-    paths = sorted(shards_folder.glob("*.tar"))
-    with progress("pictures", sum(_kept(path) for path in paths), unit="picture") as bar:
-        for path in paths:
-            for sample in shards.read_shard(path):
-                row = row_of.get(sample.key)
-                if row is not None:
-                    pictures[row] = shards.decode(sample.image, image_size)
-                    found[row] = True
-                elif sample.key not in others:
-                    unembedded += 1
-                bar.advance()
-    rows = np.flatnonzero(found)
-    if len(rows) == 0:
-        raise UnclipError(f"no picture in {shards_folder} has its key in {store} with the split {split!r}; run `unclip embed` on these shards")
-    states = pairs.text_tokens.take(rows) if pairs.text_tokens is not None else None
-    kept = Pairs(pairs.keys[rows], pairs.captions[rows], pairs.image_emb[rows], pairs.text_emb[rows], states)
-    rejected = {"embedding missing": unembedded, "image missing": len(pairs) - len(rows)}
-    return Joined(pictures[rows], kept, {reason: count for reason, count in rejected.items() if count})
-
-
-def _kept(path: Path) -> int:
-    part = read_part(path.parent, path.stem)
-    if part is None:
-        raise UnclipError(f"{path} has no record beside it, so it is not known to be whole; run `unclip download` again")
-    return part.kept
-
-
-def _keys_of_other_splits(store: Path, split: str) -> set[str]:
-    return {str(key) for batch in iter_batches(store, ["key", "split"]) for key in batch["key"][batch["split"] != split]}
+WHOLE = Piece()
 
 
 class EpochOrder:
@@ -116,22 +60,31 @@ def _epoch_order(num_rows: int, seed: int, epoch: int, batch_size: int, lengths:
     return order
 
 
-def batches_of(num_rows: int, batch_size: int, *, seed: int, start: int, lengths: np.ndarray | None = None) -> Iterator[np.ndarray]:
-    """Endless batches of row numbers, from batch number `start` on; rows of like length together where `lengths` (n,) are given."""
+def batches_of(num_rows: int, batch_size: int, *, seed: int, start: int, lengths: np.ndarray | None = None, piece: Piece = WHOLE) -> Iterator[np.ndarray]:
+    """Endless batches of row numbers, or one piece of each, from batch number `start` on; rows of like length together where `lengths` (n,) are given."""
+    return (rows for rows, _ in turns_of(num_rows, batch_size, seed=seed, start=start, lengths=lengths, piece=piece))
+
+
+def turns_of(
+    num_rows: int, batch_size: int, *, seed: int, start: int, lengths: np.ndarray | None = None, piece: Piece = WHOLE
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The same, with the epoch that each row's turn is in: pairs of (B,) arrays."""
     order = EpochOrder(num_rows, seed, batch_size=batch_size, lengths=lengths)
+    size = batch_size // piece.of
     step = start
     while True:
-        yield order[step * batch_size : (step + 1) * batch_size]
+        first = step * batch_size + piece.number * size
+        yield order[first : first + size], np.arange(first, first + size) // num_rows
         step += 1
 
 
-def padded_states(states: Ragged) -> tuple[Tensor, Tensor]:
-    """Text states of differing lengths -> (B, L, S) float32 and their mask (B, L), padded to the longest."""
+def padded_states(states: Ragged, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """Text states of differing lengths -> (B, L, S) and their mask (B, L), padded with zeros to the longest."""
     columns = np.arange(states.lengths.max())
     mask = columns < states.lengths[:, None]  # (B, L)
     real = torch.from_numpy(mask)
-    out = torch.zeros(*mask.shape, states.flat.shape[1])
-    out[real] = torch.from_numpy(states.flat[(states.starts[:, None] + columns)[mask]]).float()
+    out = torch.zeros(*mask.shape, states.flat.shape[1], dtype=dtype)
+    out[real] = torch.from_numpy(states.flat[(states.starts[:, None] + columns)[mask]]).to(dtype)
     return out, real
 
 
@@ -140,9 +93,9 @@ def as_floats(vectors: np.ndarray) -> Tensor:
     return torch.from_numpy(vectors.astype(np.float32))
 
 
-def as_pixels(pictures: np.ndarray) -> Tensor:
-    """(B, H, H, 3) uint8 -> (B, 3, H, H) float32 in [-1, 1]."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div(127.5).sub(1.0)
+def as_pixels(pictures: np.ndarray | Tensor) -> Tensor:
+    """(B, H, H, 3) uint8 -> (B, 3, H, H) float32 in [-1, 1], on the same device."""
+    return torch.as_tensor(pictures).permute(0, 3, 1, 2).float().div(127.5).sub(1.0)
 
 
 def as_pictures(pixels: Tensor) -> np.ndarray:

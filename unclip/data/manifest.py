@@ -19,7 +19,7 @@ from typing import Any
 from unclip.files import UnclipError, fingerprint, read_json, sha256_file, write_json
 
 MANIFEST = "manifest.json"
-COMMANDS = {"prior": "train prior", "decoder": "train decoder"}  # where the command is not the stage's name
+COMMANDS = {"prior": "train prior", "decoder": "train decoder", "upsampler": "train upsampler"}  # where the command is not the stage's name
 PACKAGES = ("unclip", "torch", "open_clip_torch", "img2dataset", "webdataset", "pyarrow", "faiss-cpu", "prefect", "numpy")
 
 
@@ -31,8 +31,13 @@ def runtime(default: Any) -> Any:
 def identity(config: Any) -> dict[str, Any]:
     """The settings of a config dataclass that decide what a stage makes: all but the `runtime` ones."""
     chosen = (f for f in dataclasses.fields(config) if not f.metadata.get("runtime"))
-    values = ((f.name, getattr(config, f.name)) for f in chosen)
-    return {name: identity(value) if dataclasses.is_dataclass(value) else value if not isinstance(value, tuple) else list(value) for name, value in values}
+    return {f.name: _plain(getattr(config, f.name)) for f in chosen}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(entry) for entry in value]
+    return identity(value) if dataclasses.is_dataclass(value) else value
 
 
 @dataclass(frozen=True)
@@ -110,18 +115,31 @@ def is_current(folder: Path, stage: str, config: Any, inputs: Mapping[str, str])
     manifest = read_manifest(folder)
     if manifest is None:
         return False
-    _refuse_other(folder, manifest, stage, identity(config))
+    _refuse_other(folder, manifest, stage, config)
     return manifest.finished and dict(manifest.inputs) == dict(inputs)
 
 
-def _refuse_other(folder: Path, manifest: Manifest, stage: str, config: Mapping[str, Any]) -> None:
+def _refuse_other(folder: Path, manifest: Manifest, stage: str, config: Any) -> None:
+    """A setting that is younger than the folder is no difference while it has its default, which leaves things as they were."""
     if manifest.stage != stage:
         raise UnclipError(f"{folder} holds the stage {manifest.stage!r}, expected {stage!r}; choose another folder")
-    before, now = _flat(manifest.config), _flat(config)
-    differing = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    before, now, default = _flat(manifest.config), _flat(identity(config)), _flat(_defaults(config))
+    differing = sorted(name for name in before.keys() | now.keys() if before.get(name, default.get(name)) != now.get(name))
     if differing:
-        shown = "; ".join(f"{name} was {before.get(name)!r}, is now {now.get(name)!r}" for name in differing)
+        shown = "; ".join(f"{name} was {before.get(name, default.get(name))!r}, is now {now.get(name)!r}" for name in differing)
         raise UnclipError(f"{folder} was made with another {stage} config: {shown}. Use the old setting, another root, or remove the folder")
+
+
+def _defaults(config: Any) -> dict[str, Any]:
+    """The default of each setting that has one, laid out like `identity`."""
+    found: dict[str, Any] = {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            found[f.name] = _defaults(value)
+        elif f.default is not dataclasses.MISSING:
+            found[f.name] = list(f.default) if isinstance(f.default, tuple) else f.default
+    return found
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -141,7 +159,7 @@ class Stage:
         self.folder, self.stage, self.config, self.inputs = folder, stage, identity(config), dict(inputs)
         earlier = read_manifest(folder)
         if earlier is not None:
-            _refuse_other(folder, earlier, stage, self.config)
+            _refuse_other(folder, earlier, stage, config)
         self._started = time.monotonic()
         write_json(folder / MANIFEST, dataclasses.asdict(Manifest(stage, self.config, self.inputs)))
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unclip.data.contracts import REJECTED, SOURCE, Reason, iter_rows
+from unclip.data.extras import EXTRAS, as_text, extras_row, extras_schema, known_extras
 from unclip.data.folder import BY_HASH, ServedLink, folder_rows, visible_files
 from unclip.data.links import RefusedError, cleaned_url
 from unclip.data.manifest import MANIFEST, Manifest, Stage, finished_manifest, is_current, read_manifest, runtime
@@ -43,6 +44,7 @@ class SourceConfig:
     url_column: str = "url"  # tables only
     caption_column: str = "caption"
     split_column: str = ""  # "" takes a folder's own `split`, or holds out by a hash of the caption
+    keep_columns: tuple[str, ...] = ()  # of a table, kept in `columns.parquet` for the rules of `curate.columns`
     heldout_fraction: float = 0.05  # of the captions, where no column says it
     shard_size: int = 1000  # rows
     allow_private: bool = False  # follow links to private, loopback and link-local addresses
@@ -56,6 +58,8 @@ class SourceConfig:
             raise ValueError(f"shard_size must be in [1, {MAX_SHARD_SIZE}], got {self.shard_size}")
         if not self.url_column or not self.caption_column:
             raise ValueError("url_column and source.caption_column must name a column, got an empty name")
+        if len({*self.keep_columns}) < len(self.keep_columns) or "" in self.keep_columns:
+            raise ValueError(f"keep_columns must name columns, each once, got {list(self.keep_columns)}")
 
 
 def source_inputs(config: SourceConfig, removed: Marks = NO_MARKS) -> dict[str, str]:
@@ -118,13 +122,20 @@ def _build(out: Path, config: SourceConfig, removed: Marks) -> tuple[dict[str, o
         writing(out / REJECTED_TABLE, REJECTED) as rejected,
         contextlib.suppress(_NothingUsableError),
         writing(out / TABLE, SOURCE) as table,
+        writing(out / EXTRAS, extras_schema(config.keep_columns)) if config.keep_columns else contextlib.nullcontext() as extras,
         progress(STAGE, total, unit="rows") as bar,
     ):
         growth = Growth(table, iter_rows(out / TABLE, SOURCE) if (out / TABLE).exists() else (), config.shard_size, removed)
+        if extras is not None:
+            for known in known_extras(out / EXTRAS):
+                if growth.knows(known["id"]):  # a killed run may have left more
+                    extras.add(known)
         for number, row in enumerate(given):
             rows_in += 1
             try:
-                growth.add(*_usable(row, config))
+                new = growth.add(*_usable(row, config))
+                if new is not None and extras is not None:
+                    extras.add(extras_row(*new, {name: as_text(value) for name, value in zip(config.keep_columns, row.values[3:], strict=True)}))
             except RefusedError as refused:
                 reasons[refused.reason] += 1
                 url, caption = (None, None) if leads_to(removed, row.values[0]) else (_shown(value) for value in row.values[:2])
@@ -151,7 +162,7 @@ def _usable(row: Row, config: SourceConfig) -> tuple[str, str, str]:
     """The link, the caption and the split of a row. Raises RefusedError."""
     if row.problem:
         raise RefusedError("row malformed", row.problem)
-    url, caption, split = row.values
+    url, caption, split = row.values[:3]
     if isinstance(url, RefusedError):
         raise url
     if url is None or url == "":
@@ -187,14 +198,17 @@ def _split(given: object, caption: str, config: SourceConfig) -> str:
 def _folder_rows(out: Path, folder: Path, config: SourceConfig) -> tuple[Iterator[Row], int]:
     if config.url_column != SourceConfig.url_column:
         raise UnclipError(f"source.url_column has no effect on a folder, got {config.url_column!r}; leave it out")
+    if config.keep_columns:
+        raise UnclipError(f"source.keep_columns needs a table of links, but {folder} is a folder; leave it out")
     return folder_rows(out, folder, caption_column=config.caption_column, split_column=config.split_column)
 
 
 def _table_rows(path: Path, config: SourceConfig) -> tuple[Iterator[Row], int]:
     columns = [config.url_column, config.caption_column]
     if config.split_column:
-        return read_rows(path, [*columns, config.split_column]), count_rows(path)
-    return (Row((*row.values, BY_HASH), row.problem) for row in read_rows(path, columns)), count_rows(path)
+        return read_rows(path, [*columns, config.split_column, *config.keep_columns]), count_rows(path)
+    rows = read_rows(path, [*columns, *config.keep_columns])
+    return (Row((*row.values[:2], BY_HASH, *row.values[2:]), row.problem) for row in rows), count_rows(path)
 
 
 class RowWriter:
@@ -258,8 +272,8 @@ class Growth:
             self._shards = max(self._shards, row["shard"] + 1)
         self._first_new_shard = self._shards
 
-    def add(self, url: str, caption: str, split: str) -> None:
-        """Takes a row of the source in. Raises RefusedError where the same one came before, or its link was removed."""
+    def add(self, url: str, caption: str, split: str) -> tuple[str, int] | None:
+        """Takes a row of the source in; id and shard of one that is new. Raises RefusedError where the same one came before, or its link was removed."""
         if url in self._removed:
             raise RefusedError("removed")
         name = row_id(url, caption)
@@ -267,11 +281,16 @@ class Growth:
             raise RefusedError("duplicate url and caption")
         if name in self._known:
             self._num_seen_again += 1
-            return
+            return None
         shard = self._first_new_shard + self._new // self._shard_size
         self._write({"id": name, "url": str(url), "caption": caption, "split": split, "shard": shard})
         self._new += 1
         self._shards = shard + 1
+        return name, shard
+
+    def knows(self, name: str) -> bool:
+        """Whether the table held a row of this id before."""
+        return name in self._known
 
     def _write(self, row: dict[str, Any]) -> None:
         self._table.add(row)

@@ -1,4 +1,7 @@
-"""Reading the embedding store: batches of columns as arrays, or the rows of one split in memory."""
+"""Reading the embedding store: batches of columns as arrays, or the rows of one split in memory.
+
+Once `select` has been over a store, whoever reads it here gets the rows that it kept, each in the split that it gave it.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -6,9 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from unclip.files import UnclipError
+from unclip.data.manifest import finished_manifest, read_manifest, read_part
+from unclip.data.selection import only_selected, selected_rows
+from unclip.files import UnclipError, fingerprint
+from unclip.layout import SELECTED
 
 
 def part_paths(store: Path) -> list[Path]:
@@ -38,20 +45,82 @@ def column_array(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     return np.asarray(array.to_numpy(zero_copy_only=False))
 
 
-def iter_batches(store: Path, columns: Sequence[str], *, batch_size: int = 8192) -> Iterator[dict[str, np.ndarray]]:
-    """Streams columns over all parts in order, page checksums verified.
+def normalised(vectors: np.ndarray) -> np.ndarray:
+    """(n, E) of any float type -> unit rows in float32."""
+    wide = np.ascontiguousarray(vectors, np.float32)
+    return wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+
+
+def iter_batches(
+    store: Path, columns: Sequence[str], *, batch_size: int = 8192, parts: Sequence[str] | None = None, selected: bool = True
+) -> Iterator[dict[str, np.ndarray]]:
+    """Streams columns over all parts in order, or over those named, page checksums verified.
+
+    With `selected` False rows and splits are those of the parts, whatever `select` says of them.
 
     Raises:
-        UnclipError: a part is broken or lacks a column.
+        UnclipError: a part is broken or lacks a column, or came after the last `select`.
     """
     for path in part_paths(store):
-        try:
-            with pq.ParquetFile(path, memory_map=True, page_checksum_verification=True) as file:
-                _require(path, file.schema_arrow.names, columns)
-                for batch in file.iter_batches(batch_size=batch_size, columns=list(columns)):
-                    yield {name: column_array(batch.column(name)) for name in columns}
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise UnclipError(f"{path} is damaged ({' '.join(str(error).split())[:200]}); remove it and its .json, and run `unclip embed` again") from None
+        if parts is None or path.stem in parts:
+            yield from iter_part(path, columns, batch_size=batch_size, selected=selected)
+
+
+def iter_part(path: Path, columns: Sequence[str], *, batch_size: int = 8192, selected: bool = True) -> Iterator[dict[str, np.ndarray]]:
+    """The same of one part."""
+    rows = selected_rows(path) if selected else None
+    wanted = list(columns) if rows is None else list(dict.fromkeys([*columns, "key"]))
+    try:
+        with pq.ParquetFile(path, memory_map=True, page_checksum_verification=True) as file:
+            _require(path, file.schema_arrow.names, wanted)
+            for batch in file.iter_batches(batch_size=batch_size, columns=wanted):
+                chosen = pa.Table.from_batches([batch]) if rows is None else only_selected(batch, rows, path)
+                if len(chosen):
+                    yield {name: column_array(chosen.column(name)) for name in columns}
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise UnclipError(f"{path} is damaged ({' '.join(str(error).split())[:200]}); remove it and its .json, and run `unclip embed` again") from None
+
+
+def training_rows(store: Path, columns: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
+    """Streams columns over all parts, the rows of the training split alone."""
+    for batch in iter_batches(store, ["split", *columns]):
+        rows = batch["split"] == "train"
+        yield {name: batch[name][rows] for name in columns}
+
+
+def rows_digest(store: Path) -> str:
+    """Stands for the rows that readers of a store get today: what was embedded, less what `select` dropped, in its splits.
+
+    Raises:
+        UnclipError: `embed` or `select` has not finished, or there are rows that `select` has not seen.
+    """
+    embedded = finished_manifest(store, "embed").digest
+    if read_manifest(store / SELECTED) is None:
+        return embedded
+    selected = finished_manifest(store / SELECTED, "select")
+    if selected.inputs["embeddings"] != embedded:
+        raise UnclipError(f"the store {store} has changed since `unclip select`; run it again")
+    return selected.digest
+
+
+def part_digest(path: Path) -> str:
+    """Stands for the rows that readers get of one part.
+
+    Raises:
+        UnclipError: it has no record, or came after the last `select`.
+    """
+    part = read_part(path.parent, path.stem)
+    if part is None:
+        raise UnclipError(f"{path} has no record {path.stem}.json, so it is not known to be whole; run `unclip embed` again")
+    rows = selected_rows(path)
+    dropped = [] if rows is None else rows.filter(pc.not_equal(rows["status"], "kept"))["key"].to_pylist()
+    return fingerprint([part.digest, dropped]) if dropped else part.digest
+
+
+def num_rows(store: Path) -> int:
+    """How many rows readers of a finished store get, from the records alone."""
+    manifest = read_manifest(store / SELECTED) or finished_manifest(store, "embed")
+    return int(manifest.counts["kept"])
 
 
 def require_columns(store: Path, columns: Sequence[str]) -> None:
@@ -97,6 +166,20 @@ class Ragged:
     def take(self, rows: np.ndarray) -> "Ragged":
         """These rows in this order; the flat array is shared, nothing is copied."""
         return Ragged(self.flat, self.starts[rows], self.lengths[rows])
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """What CLIP says of rows of the store, in memory or mapped from its training cache, as float16 as stored.
+
+    Attributes:
+        image_emb, text_emb: (n, E).
+        text_tokens: n rows of (L, S), None where they were not read.
+    """
+
+    image_emb: np.ndarray
+    text_emb: np.ndarray
+    text_tokens: Ragged | None
 
 
 @dataclass(frozen=True)

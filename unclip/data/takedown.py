@@ -22,6 +22,7 @@ from unclip.data.batch import Fetched, picture_places
 from unclip.data.contracts import REJECTED, SHARD, SOURCE, iter_rows, read_table
 from unclip.data.download import SCRATCH, shard_files, shard_origin, source_shards
 from unclip.data.embed import part_origin, write_part
+from unclip.data.extras import EXTRAS, known_extras
 from unclip.data.folder import SERVE
 from unclip.data.links import RefusedError, cleaned_url
 from unclip.data.manifest import Part, parts_digest, read_manifest, read_part, restate, sum_counts, write_part_record
@@ -212,6 +213,12 @@ def _clear_source(source: Path, marks: Marks, links: Sequence[str], world: Path)
             for row in iter_rows(source / REJECTED_TABLE, REJECTED):
                 is_marked = leads_to(marks, row["url"]) or row["url"] in shown
                 rejected.add(row | {"url": None, "caption": None, "detail": ""} if is_marked else row)
+    if (source / EXTRAS).exists():
+        gone = {row["id"] for row in iter_rows(source / TABLE, SOURCE) if row["url"] in marks}
+        with writing(source / EXTRAS, pq.read_schema(source / EXTRAS)) as extras:
+            for row in known_extras(source / EXTRAS):
+                if row["id"] not in gone:
+                    extras.add(row)
     with writing(source / TABLE, SOURCE) as table:
         growth = Growth(table, iter_rows(source / TABLE, SOURCE), 1, marks)
     manifest = read_manifest(source)

@@ -5,12 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from unclip.data.contracts import SHARD, read_table
+from unclip.data.contracts import CURATED as VERDICTS
+from unclip.data.contracts import read_table
 from unclip.data.manifest import Part, finished_manifest, read_part
+from unclip.data.select import RECORD
+from unclip.data.shards import kept_rows
 from unclip.files import UnclipError, remove, sha256_file
+from unclip.layout import CURATED, SELECTED
 from unclip.progress import progress
 
 PARTS = "[0-9]" * 5
@@ -21,7 +24,7 @@ class Fault:
     """A part that is not what it should be.
 
     Attributes:
-        stage: the stage that makes it again, "download" or "embed".
+        stage: the stage that makes it again: "download", "curate", "embed" or "select".
         part: its name, such as "00003".
         what: what is wrong with it.
     """
@@ -35,7 +38,8 @@ def verify(shards: Path, store: Path, clip: Path) -> list[Fault]:
     """Reads every byte of shards and store: the first fault of each part, in their order; none where all is whole.
 
     Found are flipped bytes and cut or missing files (by the hashes of the records), parts of another CLIP, parts
-    without a shard and shards without a part, and parts whose rows are not those of their shard.
+    without a shard and shards without a part, and parts whose rows are not those of their shard. What `curate` and
+    `select` left is read where they have been.
 
     Raises:
         UnclipError: a stage has not finished.
@@ -45,22 +49,29 @@ def verify(shards: Path, store: Path, clip: Path) -> list[Fault]:
     digest = finished_manifest(clip, "clip").digest
     shard_names, part_names = _names(shards), _names(store)
     faults: list[Fault] = []
-    with progress("verify", len(shard_names) + len(shard_names | part_names), unit="part") as bar:
+    curated, selected = shards / CURATED, store / SELECTED
+    judged = shard_names | _names(curated) if curated.is_dir() else set()
+    with progress("verify", len(shard_names) + len(judged) + len(shard_names | part_names), unit="part") as bar:
         for name in sorted(shard_names):
             faults += [Fault("download", name, what) for what in _first(_recorded(shards, name))]
+            bar.advance()
+        for name in sorted(judged):
+            faults += [Fault("curate", name, what) for what in _first(_verdict_faults(shards, name, is_shard_whole=name not in {f.part for f in faults}))]
             bar.advance()
         broken = {fault.part for fault in faults}
         for name in sorted(shard_names | part_names):
             checks = _part_faults(shards, store, name, digest, is_shard_whole=name in shard_names - broken)
             faults += [Fault("embed", name, what) for what in _first(checks)]
             bar.advance()
+    if selected.is_dir():
+        faults += [Fault("select", RECORD, what) for what in _first(_recorded(selected, RECORD))]
     return faults
 
 
 def discard(faults: list[Fault], shards: Path, store: Path) -> None:
     """Removes the files and records of the parts that are at fault, so that their stages make them again."""
     for fault in faults:
-        folder = shards if fault.stage == "download" else store
+        folder = {"download": shards, "curate": shards / CURATED, "embed": store, "select": store / SELECTED}[fault.stage]
         remove(folder / f"{fault.part}.json")  # the record first: a part without one is never taken for whole
         for path in folder.glob(f"{fault.part}.*"):
             remove(path)
@@ -99,6 +110,18 @@ def _files_differ(folder: Path, part: Part) -> Iterator[str]:
             yield f"{file} has its size, but other bytes than its record says"
 
 
+def _verdict_faults(shards: Path, name: str, *, is_shard_whole: bool) -> Iterator[str]:
+    """What is wrong with what `curate` says of a shard."""
+    if not (shards / f"{name}.tar").is_file():
+        yield "it has no shard"
+        return
+    yield from _recorded(shards / CURATED, name)
+    if is_shard_whole:
+        keys = read_table(shards / CURATED / f"{name}.parquet", VERDICTS)["key"]
+        if not keys.equals(kept_rows(shards / f"{name}.tar", curated=False)["key"]):
+            yield "its rows are not those of its shard"
+
+
 def _part_faults(shards: Path, store: Path, name: str, clip_digest: str, *, is_shard_whole: bool) -> Iterator[str]:
     path = store / f"{name}.parquet"
     if not (shards / f"{name}.tar").is_file():
@@ -113,7 +136,5 @@ def _part_faults(shards: Path, store: Path, name: str, clip_digest: str, *, is_s
         return
     if held != clip_digest:
         yield f"it was made by the CLIP {held or 'of no name'}, expected {clip_digest}"
-    if is_shard_whole:
-        listed = read_table(shards / f"{name}.parquet", SHARD)
-        if not keys.equals(listed.filter(pc.equal(listed["status"], "kept"))["key"]):
-            yield "its rows are not those of its shard"
+    if is_shard_whole and not keys.equals(kept_rows(shards / f"{name}.tar")["key"]):
+        yield "its rows are not those of its shard"

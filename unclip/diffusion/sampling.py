@@ -2,27 +2,43 @@
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from unclip.diffusion.guidance import Network
-from unclip.diffusion.process import Prediction, at, posterior, to_eps, to_x0
+from unclip.diffusion.process import Prediction, at, log_variance, posterior, split_output, to_eps, to_x0
 from unclip.diffusion.schedule import Schedule
 
 SamplerName = Literal["ddpm", "analytic", "ddim", "dpm++"]
-Denoiser = Callable[[Tensor, Tensor], Tensor]  # (x_t, i) -> x0
+
+
+class Denoised(NamedTuple):
+    """What a denoiser says of x_t: x0 (B, ...), and where it is learned the log of the variance of x_{t-1}, (B, ...)."""
+
+    x0: Tensor
+    log_variance: Tensor | None = None
+
+
+Denoiser = Callable[[Tensor, Tensor], Denoised]  # (x_t, i)
 Noise = Callable[[], Tensor]  # a fresh draw of standard normal noise, shaped like the sample
 
 
-def make_denoiser(network: Network, schedule: Schedule, prediction: Prediction, *, clamp: float | None = None) -> Denoiser:
-    """Turns a network into `(x_t, i) -> x0`, where i (B,) indexes the (respaced) schedule; x0 is kept in [-clamp, clamp]."""
+def read_output(schedule: Schedule, prediction: Prediction, output: Tensor, x_t: Tensor, i: Tensor, *, clamp: float | None = None) -> Denoised:
+    """What a network's output at x_t, with or without a learned variance, means; x0 is kept in [-clamp, clamp]."""
+    mean, said = split_output(output, x_t)
+    x0 = to_x0(schedule, prediction, mean, x_t, i)
+    variance = None if said is None else log_variance(schedule, said, i)
+    return Denoised(x0 if clamp is None else x0.clamp(-clamp, clamp), variance)
 
-    def denoiser(x_t: Tensor, i: Tensor) -> Tensor:
+
+def make_denoiser(network: Network, schedule: Schedule, prediction: Prediction, *, clamp: float | None = None) -> Denoiser:
+    """Turns a network into a denoiser, where i (B,) indexes the (respaced) schedule; x0 is kept in [-clamp, clamp]."""
+
+    def denoiser(x_t: Tensor, i: Tensor) -> Denoised:
         output = network(x_t, schedule.timesteps.to(i.device)[i])
-        x0 = to_x0(schedule, prediction, output, x_t, i)
-        return x0 if clamp is None else x0.clamp(-clamp, clamp)
+        return read_output(schedule, prediction, output, x_t, i, clamp=clamp)
 
     return denoiser
 
@@ -31,16 +47,20 @@ def make_denoiser(network: Network, schedule: Schedule, prediction: Prediction, 
 def sample_ddpm(denoiser: Denoiser, schedule: Schedule, x_T: Tensor, noise: Noise, *, eps_square: Tensor | None = None) -> Tensor:
     """Ancestral sampling (Ho et al. 2020, algorithm 2): from x_T (B, ...) to x0.
 
-    The variance is that of q(x_{t-1} | x_t, x0), as if the denoiser were never wrong; with `eps_square`, the
-    mean square of the predicted noise at each step of the training schedule, that of q(x_{t-1} | x_t).
+    The variance is the learned one, where the denoiser says it. Else it is that of q(x_{t-1} | x_t, x0), as if the
+    denoiser were never wrong; with `eps_square`, the mean square of the predicted noise at each step of the training
+    schedule, that of q(x_{t-1} | x_t).
     """
     x = x_T
     unsure = None if eps_square is None else analytic_variance(schedule, eps_square)
     for step in reversed(range(len(schedule))):
         i = torch.full((len(x),), step, device=x.device)
-        mean, variance = posterior(schedule, denoiser(x, i), x, i)
+        denoised = denoiser(x, i)
+        mean, variance = posterior(schedule, denoised.x0, x, i)
         if unsure is not None:
             variance = variance + at(unsure, i, x)
+        elif denoised.log_variance is not None:
+            variance = denoised.log_variance.exp()
         x = mean + variance.sqrt() * noise() if step else mean
     return x
 
@@ -61,18 +81,21 @@ def analytic_variance(schedule: Schedule, eps_square: Tensor) -> Tensor:
 def sample_ddim(denoiser: Denoiser, schedule: Schedule, x_T: Tensor, noise: Noise, *, eta: float = 0.0) -> Tensor:
     """DDIM (Song et al. 2021, eq. 12 and 16): eta 0 is deterministic, eta 1 has the ancestral variance."""
     x = x_T
-    before = schedule.alphas_cumprod_prev
     for step in reversed(range(len(schedule))):
         i = torch.full((len(x),), step, device=x.device)
-        x0 = denoiser(x, i)
+        x0 = denoiser(x, i).x0
         if step == 0:
             return x0
-        eps = to_eps(schedule, x0, x, i)
-        variance = eta**2 * schedule.betas * (1 - before) / (1 - schedule.alphas_cumprod)
-        x = at(before.sqrt(), i, x) * x0 + at((1 - before - variance).sqrt(), i, x) * eps
-        if eta > 0:
-            x = x + at(variance.sqrt(), i, x) * noise()
+        x = ddim_step(schedule, x0, x, i, noise, eta=eta)
     raise AssertionError("a schedule has at least one step")
+
+
+def ddim_step(schedule: Schedule, x0: Tensor, x_t: Tensor, i: Tensor, noise: Noise, *, eta: float) -> Tensor:
+    """x at i - 1 from x_t at i > 0 and the clean sample x0 that is seen there (Song et al. 2021, eq. 12 and 16)."""
+    before = schedule.alphas_cumprod_prev
+    variance = eta**2 * schedule.betas * (1 - before) / (1 - schedule.alphas_cumprod)
+    x = at(before.sqrt(), i, x_t) * x0 + at((1 - before - variance).sqrt(), i, x_t) * to_eps(schedule, x0, x_t, i)
+    return x + at(variance.sqrt(), i, x_t) * noise() if eta > 0 else x
 
 
 @torch.no_grad()
@@ -87,7 +110,7 @@ def sample_dpm(denoiser: Denoiser, schedule: Schedule, x_T: Tensor) -> Tensor:
     x, x0_before = x_T, x_T
     last = len(schedule) - 1
     for step in range(last, 0, -1):
-        x0 = denoiser(x, torch.full((len(x),), step, device=x.device))
+        x0 = denoiser(x, torch.full((len(x),), step, device=x.device)).x0
         h = lambdas[step - 1] - lambdas[step]
         data = x0
         if 1 < step < last:
@@ -95,7 +118,7 @@ def sample_dpm(denoiser: Denoiser, schedule: Schedule, x_T: Tensor) -> Tensor:
             data = torch.lerp(x0_before, x0, 1 + 1 / (2 * r))
         x = sigma[step - 1] / sigma[step] * x - alpha[step - 1] * math.expm1(-h) * data
         x0_before = x0
-    return denoiser(x, torch.zeros(len(x), dtype=torch.long, device=x.device))
+    return denoiser(x, torch.zeros(len(x), dtype=torch.long, device=x.device)).x0
 
 
 def sample(

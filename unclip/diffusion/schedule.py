@@ -1,5 +1,6 @@
 """Noise schedules in float64, and their respacing to fewer sampling steps (Nichol & Dhariwal 2021, arXiv 2102.09672)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -76,7 +77,25 @@ def respace(schedule: Schedule, num_sample_steps: int) -> Schedule:
     """
     if not 1 <= num_sample_steps <= len(schedule):
         raise ValueError(f"num_sample_steps must be in [1, {len(schedule)}], got {num_sample_steps}")
-    last = len(schedule) - 1
-    kept = [last] if num_sample_steps == 1 else np.linspace(0, last, num_sample_steps).round().astype(np.int64).tolist()
+    return respace_sections(schedule, (num_sample_steps,))
+
+
+def respace_sections(schedule: Schedule, steps: Sequence[int]) -> Schedule:
+    """Keeps steps[n] evenly spaced steps of the nth of as many equal sections, those of least noise first.
+
+    The first and last of each section are among them; of a section that keeps one, its last. So (27,) is `respace`, and
+    (10, 10, 3, 2, 2) the schedule of GLIDE's upsampler, which is thought to be the paper's 27 steps. (GLIDE takes 997 in
+    the place of 999, where its network, which predicts eps, sees next to no signal; that is left out here.)
+
+    Raises:
+        ValueError: a section keeps none, or more than it has.
+    """
+    ends = np.linspace(0, len(schedule), len(steps) + 1).round().astype(np.int64)
+    kept: list[int] = []
+    for num, begin, end in zip(steps, ends[:-1], ends[1:], strict=True):
+        if not 1 <= num <= end - begin:
+            raise ValueError(f"each section of {len(schedule)} steps keeps at least 1, and at most the {end - begin} that it has, got {num}")
+        last = int(end) - 1
+        kept += [last] if num == 1 else np.linspace(begin, last, num).round().astype(np.int64).tolist()
     chosen = torch.tensor(kept)
     return Schedule(schedule.alphas_cumprod[chosen], schedule.timesteps[chosen])

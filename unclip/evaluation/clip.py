@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from unclip.data.index import normalised
+from unclip.data.store import normalised
 from unclip.evaluation.heldout import HeldOut, scene_of
 
 RECALLED = (1, 5)

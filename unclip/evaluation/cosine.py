@@ -5,8 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from unclip.data.index import normalised
-from unclip.data.store import iter_batches
+from unclip.data.store import iter_batches, normalised
 from unclip.evaluation.clip import numbered
 from unclip.evaluation.heldout import scene_of
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from unclip.data.manifest import Manifest, finished_manifest
+from unclip.data.manifest import MANIFEST, Manifest, finished_manifest
 from unclip.data.store import splits_of
 from unclip.evaluation.heldout import TRAIN
 from unclip.layout import Paths
@@ -15,11 +15,12 @@ UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 
 def stage_folders(paths: Paths) -> dict[str, Path]:
-    """The folder of each stage that comes before the evaluation, in their order."""
-    return {
-        "source": paths.source, "download": paths.shards, "clip": paths.clip, "embed": paths.embeddings,
-        "index": paths.index, "prior": paths.prior, "decoder": paths.decoder,
+    """The folder of each stage that comes before the evaluation, in their order; a root without upsamplers has none of theirs."""
+    folders = {
+        "source": paths.source, "download": paths.shards, "curate": paths.curated, "clip": paths.clip, "embed": paths.embeddings,
+        "select": paths.selected, "index": paths.index, "prior": paths.prior, "decoder": paths.decoder,
     }  # fmt: skip
+    return folders | ({"upsampler": paths.upsampler} if (paths.upsampler / MANIFEST).is_file() else {})
 
 
 def read_manifests(paths: Paths) -> dict[str, Manifest]:
@@ -57,8 +58,8 @@ def add_up(counts: Mapping[str, Mapping[str, Any]], splits: Mapping[str, int]) -
             found.append(f"{stage}: {rows_in} rows came in, but the stages before it left {expected[stage]} for it; run it again")
         rows.append({"stage": stage, "rows_in": rows_in, "kept": kept, "rejected": rejected, "expected": expected.get(stage), "adds_up": not found})
         problems += found
-    if sum(splits.values()) != counts["embed"]["kept"]:
-        problems.append(f"embed: {counts['embed']['kept']} rows were kept, but the store holds {sum(splits.values())}; run `unclip embed` again")
+    if sum(splits.values()) != counts["select"]["kept"]:
+        problems.append(f"select: {counts['select']['kept']} rows were kept, but the store gives {sum(splits.values())}; run `unclip embed` again")
     return {"rows": rows, "splits": dict(splits), "adds_up": not problems, "problems": problems}
 
 
@@ -71,10 +72,13 @@ def expected_rows(counts: Mapping[str, Mapping[str, Any]], splits: Mapping[str, 
     unembedded = counts["decoder"].get("rejected", {}).get("embedding missing", 0)  # pictures that the store does not know
     return {
         "download": source.get("rows", source["kept"]),  # a source that grew keeps the rows of its earlier runs
-        "embed": counts["download"]["kept"],
-        "index": counts["embed"]["kept"],
+        "curate": counts["download"]["kept"],
+        "embed": counts["curate"]["kept"],
+        "select": counts["embed"]["kept"],
+        "index": counts["select"]["kept"],
         "prior": splits.get(TRAIN, 0),
         "decoder": splits.get(TRAIN, 0) + unembedded,
+        "upsampler": splits.get(TRAIN, 0) + unembedded,  # the pictures that the decoder is trained on
     }
 
 

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from unclip.data.index import normalised
-from unclip.data.store import emb_width, iter_batches
+from unclip.data.store import emb_width, iter_batches, normalised
 
 CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0  # Jayasumana et al. 2024, arXiv 2401.09603
 MAX_AXES = 16

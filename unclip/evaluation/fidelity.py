@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unclip.clip import Clip
-from unclip.data.index import normalised
 from unclip.data.loader import as_pixels
+from unclip.data.store import normalised
+from unclip.evaluation.classifier import shrunk
 from unclip.evaluation.distribution import MAX_AXES, ROWS_AN_AXIS, Training, frechet_of_rows, halves_of
 
 FEATURE_SEED = 20220413  # that of every installation and every run, so that distances can be compared between runs
@@ -53,6 +54,8 @@ def random_features(pictures: np.ndarray) -> np.ndarray:
 def measure_fidelity(pictures: Mapping[str, np.ndarray], clip: Clip, training: Training, *, real: str) -> dict[str, Any]:
     """The Fréchet distance of each kind of pictures (p, H, H, 3) uint8 to the real ones, which stand under the name `real`.
 
+    Larger pictures are brought to the size of the real ones for the random features, which depend on it.
+
     Returns:
         `n`, the rows on each side; `axes`, the dimensions of both spaces; and `rows`, a kind -> `clip` and `random`
         (both times 1000; that of `real` is the floor), None where n is under 2.
@@ -65,7 +68,7 @@ def measure_fidelity(pictures: Mapping[str, np.ndarray], clip: Clip, training: T
     for kind, made in pictures.items():
         emb = clip.encode_pictures([Image.fromarray(picture) for picture in made]).numpy()
         spaces["clip"][kind] = normalised(emb) @ training.axes[:num_axes].T
-        spaces["random"][kind] = random_features(made)[:, :num_axes]
+        spaces["random"][kind] = random_features(shrunk(made, pictures[real].shape[1]))[:, :num_axes]
     halves = halves_of(n)
     rows = {
         kind: {

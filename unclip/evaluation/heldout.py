@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from unclip.clip import Clip
-from unclip.data.index import normalised
-from unclip.data.shards import decode, read_shard
-from unclip.data.store import Pairs, emb_width, iter_batches, read_pairs, splits_of
+from unclip.data.store import Pairs, emb_width, iter_batches, normalised, read_pairs, splits_of
 from unclip.evaluation.config import EvaluateConfig
 from unclip.files import UnclipError
 from unclip.generate import GenerateConfig, draw_candidates, text_condition
@@ -19,9 +17,10 @@ from unclip.prior.condition import PRIOR_KINDS, Prior, PriorKind, best_of
 from unclip.progress import progress
 from unclip.worlds.shapes import parse_caption
 
-TRAIN, SHAPES = "train", "shapes"
+TRAIN = "train"
+SHAPES, EMOJI = "shapes", "emoji"  # the data sets made here
 TRUE, TEXT, NEAREST = "true embedding", "text embedding as image embedding", "image of the nearest training caption"
-CHOICE_STREAM = 3  # of the seed; 1 and 2 are the noise of prior and decoder
+CHOICE_STREAM, SEEN_STREAM = 3, 4  # of the seed; others have other uses
 VALIDATION_SHARE = 4  # a quarter of a split at most is kept for the curves
 
 
@@ -41,6 +40,14 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The captions of one split, held out or seen in training, that pictures are asked for."""
+
+    split: str
+    rows: Rows
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,18 @@ class Predictions:
     draws: Mapping[str, np.ndarray]
     chosen: str
     baseline: str
+
+    @property
+    def answers(self) -> dict[str, str]:
+        """A kind of prior -> the row that pictures of it are made from: of a prior that is sampled the best of its draws."""
+        # the best of several draws stands after the first one
+        return {name.split(" ", 1)[0]: name for name in self.rows if name not in (TRUE, TEXT, NEAREST)}
+
+    @property
+    def first_draw(self) -> str:
+        """The row with one draw of the prior that pictures are made with, or its only answer."""
+        kind = self.chosen.split(" ", 1)[0]
+        return next(name for name in self.rows if name.split(" ", 1)[0] == kind)
 
 
 def draw_name(kind: PriorKind) -> str:
@@ -119,6 +138,12 @@ def read_held_out(store: Path, config: EvaluateConfig, *, seed: int) -> list[Hel
     return splits
 
 
+def first_rows(held: HeldOut, num: int) -> Asked:
+    """The first `num` test rows of a split."""
+    test = held.test
+    return Asked(held.split, Rows(test.keys[:num], test.captions[:num], test.true_emb[:num], test.text_emb[:num]))
+
+
 def _rows(pairs: Pairs, numbers: np.ndarray) -> Rows:
     keys, captions = ([str(text) for text in column[numbers]] for column in (pairs.keys, pairs.captions))
     return Rows(keys, captions, np.asarray(pairs.image_emb[numbers], np.float32), np.asarray(pairs.text_emb[numbers], np.float32))
@@ -134,27 +159,22 @@ def joined(parts: Sequence[Rows]) -> Rows:
     )
 
 
-def read_pictures(shards: Path, splits: Sequence[HeldOut], *, image_size: int) -> list[np.ndarray]:
-    """The true pictures of the test rows of each split, (c, H, H, 3) uint8; shards after the last of them are not read.
-
-    Raises:
-        UnclipError: a row has no picture.
-    """
-    keys = {key for held in splits for key in held.test.keys}
-    found: dict[str, np.ndarray] = {}
-    with progress("real", len(keys), unit="picture") as bar:
-        for path in sorted(shards.glob("*.tar")):
-            if len(found) == len(keys):
-                break
-            for sample in read_shard(path):
-                if sample.key in keys:
-                    found[sample.key] = decode(sample.image, image_size)
-                    bar.advance()
-    if missing := sorted(keys - found.keys()):
-        raise UnclipError(
-            f"{len(missing)} held-out rows of the store have no picture in {shards}, the first is {missing[0]}; run `unclip download` and `unclip embed`"
-        )
-    return [np.stack([found[key] for key in held.test.keys]) for held in splits]
+def read_seen(store: Path, num: int, *, seed: int) -> Asked:
+    """`num` training rows drawn from the seed, or all where there are fewer, in an order that is drawn too."""
+    total = splits_of(store).get(TRAIN, 0)
+    places = np.random.default_rng([seed, SEEN_STREAM]).permutation(total)[:num]
+    columns = ("key", "caption", "image_emb", "text_emb")
+    found: dict[str, list[np.ndarray]] = {name: [] for name in columns}
+    passed = 0
+    for batch in iter_batches(store, ["split", *columns]):
+        rows = np.flatnonzero(batch["split"] == TRAIN)
+        wanted = rows[np.sort(places[(places >= passed) & (places < passed + len(rows))]) - passed]
+        passed += len(rows)
+        for name in columns:
+            found[name].append(batch[name][wanted])
+    keys, captions, image_emb, text_emb = (np.concatenate(parts) for parts in found.values())
+    order_drawn = np.argsort(np.argsort(places))  # not that of the store
+    return Asked(TRAIN, _rows(Pairs(keys, captions, image_emb, text_emb, text_tokens=None), order_drawn))
 
 
 @torch.no_grad()

@@ -15,8 +15,10 @@ from unclip import checkpoint
 from unclip.clip import CONFIG as CLIP_CONFIG
 from unclip.data.cache import cache_sizes
 from unclip.data.manifest import MANIFEST, Manifest, read_manifest
-from unclip.data.store import iter_batches, part_paths
+from unclip.data.rules import RULES
+from unclip.data.store import iter_batches, num_rows, part_paths
 from unclip.files import UnclipError, read_json
+from unclip.layout import SELECTED
 
 HISTOGRAM_BINS = 12
 BAR_WIDTH = 40
@@ -37,12 +39,15 @@ def inspect(path: Path) -> RenderableType:
         shown: list[RenderableType] = [_manifest(path, manifest)]
         if manifest.stage == "embed" and any(path.glob("[0-9]*.parquet")):
             shown.append(_store(path))
+        if manifest.stage in ("curate", "select") and manifest.finished:
+            shown.append(describe_curation(path, manifest))
         if manifest.stage == "clip" and (path / CLIP_CONFIG).is_file():
             shown.append(_table("CLIP", read_json(path / CLIP_CONFIG)["model_cfg"].items()))
         if steps := checkpoint.steps_of(path):
             shown.append(_checkpoint(checkpoint.step_folder(path, steps[-1])))
         return Group(*shown)
-    stages = [(folder, found) for folder in sorted(path.glob("*")) + sorted(path.glob("*/*")) if folder.is_dir() and (found := read_manifest(folder))]
+    folders = [folder for depth in ("*", "*/*", "*/*/*") for folder in sorted(path.glob(depth))]
+    stages = [(folder, found) for folder in folders if folder.is_dir() and (found := read_manifest(folder))]
     if stages:
         return _root(path, stages)
     raise UnclipError(f"{path} holds nothing that unclip made: expected a {MANIFEST}, a checkpoint, or a data root with stage folders")
@@ -118,7 +123,7 @@ def _store(path: Path) -> RenderableType:
     said = {name.decode(): value.decode() for name, value in (schema.metadata or {}).items() if name.startswith(b"clip") or name == b"normalised"}
     norms: dict[str, list[np.ndarray]] = {"image_emb": [], "text_emb": []}
     similarity, bad, splits = [], 0, dict[str, int]()
-    for batch in iter_batches(path, ["split", "similarity", *norms]):
+    for batch in iter_batches(path, ["split", "similarity", *norms], selected=False):
         finite = np.isfinite(batch["similarity"])
         for name, held in norms.items():
             lengths = np.linalg.norm(batch[name].astype(np.float32), axis=1)
@@ -132,6 +137,7 @@ def _store(path: Path) -> RenderableType:
     rows: list[tuple[object, object]] = [
         ("rows", f"{sum(splits.values()):,} in {len(parts)} parts"),
         ("splits", splits),
+        ("selected rows", f"{num_rows(path):,}" if read_manifest(path / SELECTED) else "all: `unclip select` has not been there"),
         ("columns", ", ".join(schema.names)),
         *said.items(),
     ]
@@ -139,6 +145,29 @@ def _store(path: Path) -> RenderableType:
     rows.append(("bad rows (not finite, or zero)", str(bad)))
     rows.append(("training cache", ", ".join(f"{split} {_human(size)}" for split, size in cache_sizes(path).items()) or "none"))
     return Group(_table("embedding store", rows), Text("similarity of picture and caption"), _histogram(np.concatenate(similarity)))
+
+
+def describe_curation(path: Path, manifest: Manifest) -> RenderableType:
+    """What each rule of `curate` or `select` took, and of `select` how near evaluation comes to training."""
+    rules = Table("rule", "rows", "share", "allows", "measured", "such as", title="what each rule took", title_justify="left")
+    for row in pq.read_table(path / RULES).to_pylist():
+        ends = [_span(row[f"least_{name}"], row[f"most_{name}"]) for name in ("limit", "value")]
+        rules.add_row(*map(Text, (row["reason"], f"{row['rows']:,}", f"{row['share']:.2%}", *ends, " ".join(row["examples"][:2]))))
+    found = manifest.counts.get("leakage", {}).get("splits")
+    if not found:
+        return rules
+    title = f"nearest training row of evaluation rows: share at a cosine of {manifest.counts['leakage']['threshold']} or more"
+    leakage = Table("split", "rows before", "share near", "largest", "rows after", "share near", "largest", title=title, title_justify="left")
+    for split, times in found.items():
+        cells = [(f"{of['rows']:,}", f"{of['share_near']:.2%}", _span(of["largest"], of["largest"])) for of in (times["before"], times["after"])]
+        leakage.add_row(Text(split), *cells[0], *cells[1])
+    return Group(rules, leakage)
+
+
+def _span(least: float | None, most: float | None) -> str:
+    if least is None or most is None:
+        return ""
+    return f"{least:.4g}" if least == most else f"{least:.4g} to {most:.4g}"
 
 
 def _histogram(values: np.ndarray) -> Table:

@@ -63,7 +63,7 @@ def _draw_bars(axes: Axes, split: str, found: Mapping[str, Any]) -> None:
     axes.set_xlim(0.0, 1.0)
     axes.set_title(f"recall@10, {split}", color=INK, fontsize=10)
     axes.set_xlabel(f"{found['captions']} captions among {found['gallery']:,} images; dotted: chance", color=INK, fontsize=9)
-    _dress(axes)
+    dress(axes)
 
 
 def _draw_curve(axes: Axes, curve: str, metric: str, points: list[Mapping[str, Any]]) -> None:
@@ -84,10 +84,11 @@ def _draw_curve(axes: Axes, curve: str, metric: str, points: list[Mapping[str, A
     axes.xaxis.set_minor_formatter(NullFormatter())
     if lines:
         axes.legend(fontsize=8, frameon=False, labelcolor=INK)
-    _dress(axes)
+    dress(axes)
 
 
-def _dress(axes: Axes) -> None:
+def dress(axes: Axes) -> None:
+    """Axes that read on white and on black."""
     axes.patch.set_alpha(0.0)
     axes.tick_params(colors=INK, labelsize=8.5)
     axes.grid(visible=True, color=INK, alpha=0.2)

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from unclip.data.index import Index, normalised
+from unclip.data.index import Index
+from unclip.data.store import normalised
 from unclip.evaluation.cosine import QUINTET, quintet, real_spreads, spread, spreads
 from unclip.evaluation.distribution import Training, measure_distribution, read_training
 from unclip.evaluation.heldout import HeldOut, Predictions, Rows

@@ -32,7 +32,7 @@ def evaluate_priors(paths: Paths, clip: Clip, priors: Mapping[PriorKind, Prior],
     index = open_index(paths.index)
     splits = read_held_out(paths.embeddings, section.evaluate, seed=section.generate.seed)
     _, measured = measure_priors(paths, splits, clip, priors, index, section)
-    about = {"title": paths.root.name, "world": section.world, "index": finished_manifest(paths.index, "index").counts, "pictures": {"ladder": LADDER}}
+    about = {"title": paths.root.name, "world": section.world, "index": finished_manifest(paths.index, "index").counts, "pictures": {"prior": LADDER}}
     report, not_a_number = without_nan(about | measured)
     report["not_a_number"] = not_a_number
     ladder_plot.draw_ladder(paths.report / LADDER, report["prior"], report["sweeps"])

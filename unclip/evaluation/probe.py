@@ -5,17 +5,37 @@ fitted on the training rows in closed form and read by its largest answer. What 
 form that a first layer could take; a decoder that does better has it from the caption.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from unclip.data.index import normalised
-from unclip.data.store import emb_width, iter_batches
-from unclip.evaluation.scene_labels import HEADS, UNSAID, labels_of, seen_of
+from unclip.data.store import emb_width, iter_batches, normalised
+from unclip.evaluation.classifier import UNSAID
+from unclip.evaluation.heldout import TRAIN, Asked
+from unclip.evaluation.judge import Judge
+from unclip.evaluation.judge_scenes import METRICS, compare_all
+from unclip.evaluation.scene_labels import HEADS, labels_of, seen_of
 from unclip.worlds.judge import Seen
 from unclip.worlds.shapes import parse_caption
 
 RIDGE = 1e-3  # of the mean variance of a feature
+
+ABOUT = (
+    "A ridge regression that was fitted on the training pictures' embeddings reads each attribute from an embedding; no picture is made. "
+    "It is the ceiling of a decoder that sees the embedding alone, as far as what an embedding says can be read linearly: better than it, a decoder either "
+    "reads more than a straight line can, or has it from the caption. Under it, the decoder loses what the embedding holds."
+)
+
+
+def probe_embeddings(store: Path, asked: Sequence[Asked], rows: Sequence[Mapping[str, np.ndarray]]) -> Judge:
+    """What the probe reads from several rows of embeddings, (c, E) each, of each split, as a judge of the captions asked."""
+    weights = fit_probe(store, split=TRAIN)
+    judged = {}
+    for one, of_split in zip(asked, rows, strict=True):
+        scenes = [parse_caption(caption) for caption in one.rows.captions]
+        judged[one.split] = {name: compare_all(read_embeddings(weights, emb[: len(scenes)]), scenes) for name, emb in of_split.items()}
+    return Judge("linear probe", ABOUT, METRICS, judged)
 
 
 def fit_probe(store: Path, *, split: str) -> np.ndarray:

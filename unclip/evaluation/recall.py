@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from unclip.data.index import Index, normalised
-from unclip.data.store import iter_batches
+from unclip.data.index import Index
+from unclip.data.store import iter_batches, normalised
 from unclip.evaluation.clip import numbered
 from unclip.evaluation.heldout import scene_of
 from unclip.files import UnclipError

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
+from unclip.evaluation.classifier import UNSAID
 from unclip.worlds.judge import Seen
 from unclip.worlds.shapes import BACKGROUNDS, COLOURS, EXTENTS, RELATIONS, SHAPES, Object, Scene
 
 THING = (len(EXTENTS), len(COLOURS), len(SHAPES))
 HEADS = (len(BACKGROUNDS), 1 + len(RELATIONS), *THING, *THING)  # classes of: background, one object or which relation of two, both objects
-UNSAID = -100  # what a scene does not say; torch's cross-entropy leaves it out
 
 _BACKGROUNDS, _COLOURS, _SIZES = list(BACKGROUNDS), list(COLOURS), list(EXTENTS)
 _PLACES = {0: ((0.5, 0.5),), 1 + RELATIONS.index("left of"): ((0.3, 0.5), (0.7, 0.5)), 1 + RELATIONS.index("above"): ((0.5, 0.3), (0.5, 0.7))}

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from unclip.data.index import normalised
+from unclip.data.store import normalised
 from unclip.evaluation.cosine import spreads
 from unclip.evaluation.heldout import NEAREST, TEXT, TRUE, Predictions
 from unclip.evaluation.intervals import percentiles, resampled

@@ -9,7 +9,7 @@ heavy tails equal widths lose 2 to 3 %, quantiles 2 to 6 %. Equal widths also ta
 the same number of deviations in every component.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unclip.files import UnclipError
+from unclip.prior.components import principal_components
 
 RANGE = 5.0  # standard deviations; the diffusion prior clamps there too
 
@@ -73,28 +74,22 @@ def fit_codes(
     Raises:
         UnclipError: more than `max_components` would be needed, or nothing varies.
     """
-    count, total, squares, cosines = 0, np.zeros(emb_width), np.zeros((emb_width, emb_width)), [np.zeros(0)]
-    shift = None  # near the mean, so that the sums of squares keep their digits
-    for image_emb, text_emb in batches:
-        x, y = image_emb.astype(np.float64), text_emb.astype(np.float64)
-        cosines.append((x * y).sum(1) / np.maximum(np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1), np.finfo(np.float64).tiny))
-        shift = x.mean(0) if shift is None and len(x) else shift
-        x = x - shift if shift is not None else x
-        count, total, squares = count + len(x), total + x.sum(0), squares + x.T @ x
-    if shift is None:
-        raise UnclipError("expected at least two embeddings to find principal components of, got none")
-    covariance = squares / count - np.outer(total / count, total / count)
-    values, vectors = np.linalg.eigh(covariance)
-    values, vectors = values[::-1], vectors[:, ::-1]
-    held = np.cumsum(np.maximum(values, 0.0))
-    if held[-1] <= np.finfo(np.float64).eps * max(1.0, float(np.square(shift).sum())):
-        raise UnclipError(f"the {count} image embeddings are all alike, so that they have no principal components")
+    cosines = [np.zeros(0)]
+
+    def image_embs() -> Iterator[np.ndarray]:
+        for image_emb, text_emb in batches:
+            x, y = image_emb.astype(np.float64), text_emb.astype(np.float64)
+            cosines.append((x * y).sum(1) / np.maximum(np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1), np.finfo(np.float64).tiny))
+            yield x
+
+    found = principal_components(image_embs(), emb_width)
+    values, held = found.variances, np.cumsum(np.maximum(found.variances, 0.0))
     needed = min(int(np.searchsorted(held, explained * held[-1])) + 1, int((values > values[0] * np.finfo(np.float32).eps).sum()))
     if needed > max_components:
         raise UnclipError(f"{explained:.1%} of the variance needs {needed} components, max_components is {max_components}; raise it or lower explained")
     codes = EmbeddingCodes(emb_width, needed, num_buckets=num_buckets, num_dot_buckets=num_dot_buckets)
-    codes.mean.copy_(torch.from_numpy(shift + total / count))
-    codes.components.copy_(torch.from_numpy(vectors[:, :needed].T.copy()))
+    codes.mean.copy_(torch.from_numpy(found.mean))
+    codes.components.copy_(torch.from_numpy(found.directions[:needed].copy()))
     codes.stds.copy_(torch.from_numpy(np.sqrt(values[:needed])))
     codes.dot_edges.copy_(torch.from_numpy(np.quantile(np.concatenate(cosines), np.arange(1, num_dot_buckets) / num_dot_buckets)))
     return codes

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from unclip import checkpoint
 from unclip.diffusion.guidance import Network, guided
 from unclip.diffusion.process import Prediction, to_x0
-from unclip.diffusion.sampling import Noise, make_denoiser, sample
+from unclip.diffusion.sampling import Denoised, Noise, make_denoiser, sample
 from unclip.diffusion.schedule import Schedule, ScheduleName, make_schedule, respace
 from unclip.files import UnclipError
 from unclip.nn.embeddings import StepEmbedding
@@ -31,6 +31,8 @@ class DiffusionPriorConfig:
 
     Attributes:
         max_text_tokens: longest caption in tokens; longer ones are refused.
+        num_null_text: learned tokens that stand in for a hidden caption; with 0 nothing is visible in its place. Models that
+            know "" as the hidden caption, such as Karlo's, have the two of "".
         self_condition: whether the network is also given its last estimate of x0 (Chen et al. 2022, arXiv 2208.04202).
         clamp: an estimate of x0 is kept within so many standard deviations (Karlo's pipeline: 5).
     """
@@ -41,6 +43,7 @@ class DiffusionPriorConfig:
     depth: int = 6
     head_width: int = 64
     max_text_tokens: int = 77
+    num_null_text: int = 0
     prediction: Prediction = "x0"
     schedule: ScheduleName = "cosine"
     num_train_steps: int = 1000
@@ -50,6 +53,8 @@ class DiffusionPriorConfig:
     def __post_init__(self) -> None:
         if self.width % self.head_width or self.width % 2:
             raise ValueError(f"width must be even and a multiple of head_width {self.head_width}, got {self.width}")
+        if not 0 <= self.num_null_text <= self.max_text_tokens:
+            raise ValueError(f"num_null_text must be in [0, {self.max_text_tokens}] (max_text_tokens), got {self.num_null_text}")
         if self.clamp <= 0.0:
             raise ValueError(f"clamp must be positive, got {self.clamp}")
 
@@ -70,7 +75,9 @@ class DiffusionPrior(nn.Module):
         super().__init__()
         self.config = config
         width = config.width
-        self.caption = CaptionTokens(width=width, max_text_tokens=config.max_text_tokens, emb_width=emb_width, text_width=text_width)
+        self.caption = CaptionTokens(
+            width=width, max_text_tokens=config.max_text_tokens, emb_width=emb_width, text_width=text_width, num_null_text=config.num_null_text
+        )
         self.step = StepEmbedding(width, width)
         self.noised_in = nn.Linear(2 * emb_width if config.self_condition else emb_width, width)
         self.query = nn.Parameter(torch.randn(width) * INIT_STD)
@@ -164,10 +171,11 @@ class DiffusionPrior(nn.Module):
         network = guided(after(prefix), after(empty), sampling.guidance_scale)
         plain = make_denoiser(network, schedule, self.config.prediction, clamp=self.config.clamp)
 
-        def denoiser(x_t: Tensor, i: Tensor) -> Tensor:
+        def denoiser(x_t: Tensor, i: Tensor) -> Denoised:
             nonlocal last_x0
-            last_x0 = plain(x_t, i)
-            return last_x0
+            denoised = plain(x_t, i)
+            last_x0 = denoised.x0
+            return denoised
 
         whitened = sample(sampling.sampler, denoiser, schedule, x_T, noise, eta=sampling.eta, eps_square=self.eps_square)
         return self.unwhiten(whitened).reshape(num, num_samples, -1)

@@ -1,22 +1,18 @@
 """The clip stage: a CLIP trained here on the shards, or one taken from open_clip or a checkpoint file."""
 
-import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from unclip import checkpoint
-from unclip.clip import TowerConfig, contrastive_loss, import_clip, make_clip, make_tokenizer, save_clip, training_preprocess
-from unclip.data.contracts import SHARD, read_table
-from unclip.data.loader import batches_of
-from unclip.data.manifest import Manifest, finished_manifest
-from unclip.data.shards import read_shard
-from unclip.files import UnclipError, sha256_file
-from unclip.progress import progress
+from unclip.clip import TowerConfig, contrastive_loss, import_clip, make_clip, save_clip
+from unclip.data.loader import Piece
+from unclip.data.manifest import Manifest, finished_manifest, runtime
+from unclip.files import sha256_file
+from unclip.training.clip_data import PairBatch, open_clip_pairs
 from unclip.training.config import TrainingConfig
 from unclip.training.draws import Draws
 from unclip.training.loop import train
@@ -33,6 +29,7 @@ class ClipConfig:
         name: of the CLIP's folder; embeddings and index are kept apart by it.
         model, pretrained: a model of open_clip and a tag or checkpoint file of it; both empty trains one here.
         tower, training: the CLIP that is trained here, and how.
+        num_workers: processes that decode pictures ahead of the model; 0 decodes in the training process.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -41,11 +38,14 @@ class ClipConfig:
     model: str = ""
     pretrained: str = ""
     tower: TowerConfig = field(default_factory=TowerConfig)
+    num_workers: int = runtime(0)
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(batch_size=256, weight_decay=0.1, betas=(0.9, 0.98), ema_decays=(0.99,)))
 
     def __post_init__(self) -> None:
         if bool(self.model) != bool(self.pretrained):
             raise ValueError(f"model and pretrained go together, got model={self.model!r} and pretrained={self.pretrained!r}")
+        if self.num_workers < 0:
+            raise ValueError(f"num_workers must not be negative, got {self.num_workers}")
         if not self.name or "/" in self.name or self.name.startswith("."):
             raise ValueError(f"name must be a plain folder name, got {self.name!r}")
         if self.training.accumulate != 1:
@@ -82,39 +82,20 @@ def make_or_import_clip(shards: Path, out: Path, config: ClipConfig) -> Manifest
 
 def _train(shards: Path, out: Path, config: ClipConfig) -> dict[str, object]:
     finished_manifest(shards, "download")
-    pixels, captions = _read_training_pairs(shards, config.tower)
-    token_ids = make_tokenizer(config.tower)(captions)
+    pairs = open_clip_pairs(shards, config.tower)
     torch.manual_seed(config.training.seed)
     model = make_clip(config.tower)
 
-    def loss_fn(model: nn.Module, rows: Tensor, draws: Draws) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def loss_fn(model: nn.Module, batch: PairBatch, draws: Draws) -> tuple[Tensor, Mapping[str, Tensor]]:
         device = next(model.parameters()).device
-        batch = pixels[rows].float().to(device)
-        return contrastive_loss(model, batch, token_ids[rows].to(device)), {}
+        pixels, token_ids = (value.to(device, non_blocking=True) for value in (batch.pixels, batch.token_ids))
+        return contrastive_loss(model, pixels.float(), token_ids), {}
 
-    def batches(start: int) -> Iterator[Tensor]:
-        return (torch.from_numpy(rows) for rows in batches_of(len(pixels), config.training.batch_size, seed=config.training.seed, start=start))
+    def batches(start: int, own: Piece) -> Iterator[PairBatch]:
+        pin, workers = next(model.parameters()).is_cuda, config.num_workers
+        return pairs.batches(config.training.batch_size, seed=config.training.seed, start=start, piece=own, num_workers=workers, pin=pin)
 
     network = checkpoint.as_json(config.tower)
     last = train(out / "training", model=model, kind="clip", network=network, loss_fn=loss_fn, batches=batches, config=config.training)
     save_clip(out, config.tower, checkpoint.read_tensors(last / checkpoint.EMA), origin="trained here")
-    return {"steps": checkpoint.step_of(last), "rows_in": len(pixels), "kept": len(pixels), "rejected": {}}
-
-
-def _read_training_pairs(shards: Path, tower: TowerConfig) -> tuple[Tensor, list[str]]:
-    """Preprocessed pictures (n, 3, H, H) in half precision, and captions, of the training split."""
-    preprocess = training_preprocess(tower)
-    pixels, captions = [], []
-    paths = sorted(shards.glob("*.tar"))
-    with progress("pictures", len(paths), unit="shard") as bar:
-        for path in paths:
-            listed = read_table(path.with_suffix(".parquet"), SHARD)
-            training = {key for key, split in zip(listed["key"].to_pylist(), listed["split"].to_pylist(), strict=True) if split == "train"}
-            for sample in read_shard(path):
-                if sample.key in training:
-                    pixels.append(preprocess(Image.open(io.BytesIO(sample.image))).half())
-                    captions.append(sample.caption)
-            bar.advance()
-    if not pixels:
-        raise UnclipError(f"{shards} holds no pair of the split 'train', so there is nothing to train a CLIP on")
-    return torch.stack(pixels), captions
+    return {"steps": checkpoint.step_of(last), "rows_in": len(pairs), "kept": len(pairs), "rejected": {}}

@@ -4,24 +4,21 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from unclip import checkpoint
-from unclip.data.loader import as_pixels, batches_of, join_shards, padded_states
-from unclip.data.manifest import Manifest, finished_manifest
-from unclip.data.stats import STATS
-from unclip.data.store import emb_width, text_width
-from unclip.decoder import Decoder, DecoderCondition, DecoderConfig
-from unclip.diffusion.loss import StepSampling, min_snr_weight, steps_at
-from unclip.diffusion.process import add_noise, target
-from unclip.diffusion.schedule import make_schedule
-from unclip.files import read_json
+from unclip.data.loader import Piece, as_pixels
+from unclip.data.manifest import Manifest, finished_manifest, runtime
+from unclip.data.pictures import PictureBatch, PictureConfig, open_pictures
+from unclip.data.stats import read_stats
+from unclip.data.store import emb_width, rows_digest, text_width
+from unclip.decoder import Decoder, DecoderConfig
+from unclip.diffusion.loss import StepSampling
 from unclip.training.config import TrainingConfig
+from unclip.training.decoder_loss import DecoderBatch, decoder_loss
 from unclip.training.draws import Draws
 from unclip.training.loop import train
-from unclip.training.metrics import loss_by_step
 from unclip.training.processes import together
 from unclip.training.run import has_all_steps, open_run
 
@@ -36,6 +33,8 @@ class DecoderStageConfig:
         drop_both_prob: how often both are hidden besides, so that guidance has learnt what it moves away from.
         step_sampling: which noise levels are trained more often.
         min_snr_gamma: weight of the loss by Min-SNR; 0 leaves it unweighted.
+        pictures: how they are read.
+        checkpoint_activations: whether activations are computed again in the backward pass instead of being kept.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -47,19 +46,23 @@ class DecoderStageConfig:
     drop_both_prob: float = 0.0
     step_sampling: StepSampling = "uniform"
     min_snr_gamma: float = 0.0
+    checkpoint_activations: bool = runtime(False)
+    pictures: PictureConfig = field(default_factory=PictureConfig)
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(batch_size=64, betas=(0.9, 0.999)))
 
     def __post_init__(self) -> None:
         for name in ("drop_image_prob", "drop_text_prob", "drop_both_prob"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
-        if self.drop_text_prob < 1.0 and not self.network.text_states:
-            raise ValueError(f"drop_text_prob has no effect without network.text_states; expected 1.0, got {self.drop_text_prob}")
+        if self.drop_text_prob < 1.0 and not self.network.sees_text:
+            raise ValueError(f"drop_text_prob has no effect without network.text_states or text_to_step; expected 1.0, got {self.drop_text_prob}")
+        if self.min_snr_gamma < 0.0:
+            raise ValueError(f"min_snr_gamma must be at least 0, got {self.min_snr_gamma}")
 
 
 def decoder_inputs(shards: Path, store: Path) -> dict[str, str]:
     """What the stage would read today."""
-    return {"shards": finished_manifest(shards, "download").digest, "embeddings": finished_manifest(store, "embed").digest}
+    return {"shards": finished_manifest(shards, "download").digest, "embeddings": rows_digest(store)}
 
 
 def decoder_is_trained(run: Path, config: DecoderStageConfig) -> bool:
@@ -81,37 +84,29 @@ def train_decoder(shards: Path, store: Path, run: Path, config: DecoderStageConf
 
 def _fit(shards: Path, store: Path, run: Path, config: DecoderStageConfig) -> tuple[Path, int, dict[str, int]]:
     """Trains; returns the folder of the last checkpoint, the number of training rows, and how many were left out for which reason."""
-    joined = join_shards(shards, store, image_size=config.network.unet.image_size, split="train", text_tokens=config.network.text_states)
-    pairs, states = joined.pairs, joined.pairs.text_tokens
-    image_emb = torch.from_numpy(pairs.image_emb.astype(np.float32))
+    pictures = open_pictures(
+        shards, store, config.pictures, split="train", image_size=config.network.unet.image_size,
+        text_tokens=config.network.text_states, seed=config.training.seed,
+    )  # fmt: skip
     torch.manual_seed(config.training.seed)
     model = Decoder(config.network, emb_width=emb_width(store), text_width=text_width(store))
-    stats = read_json(store / STATS)["image_emb"]
+    stats = read_stats(store)[f"{config.network.embedding}_emb"]
     model.emb_mean.copy_(torch.tensor(stats["mean"]))
     model.emb_std.copy_(torch.tensor(stats["std"]))
     model = model.to(memory_format=torch.channels_last)
-    schedule = make_schedule(config.network.schedule, config.network.num_train_steps)
+    model.unet.checkpoint_activations = config.checkpoint_activations
 
-    def loss_fn(prepared: nn.Module, rows: np.ndarray, draws: Draws) -> tuple[Tensor, Mapping[str, Tensor]]:
+    def loss_fn(prepared: nn.Module, batch: PictureBatch, draws: Draws) -> tuple[Tensor, Mapping[str, Tensor]]:
         device = next(prepared.parameters()).device
-        x0 = as_pixels(joined.pictures[rows]).to(device, memory_format=torch.channels_last)
-        eps = draws.normal(*x0.shape).to(device, memory_format=torch.channels_last)
-        i = steps_at(schedule, draws.uniform(len(rows)), config.step_sampling)
-        kept = [draws.keep(len(rows), prob) for prob in (config.drop_image_prob, config.drop_text_prob, config.drop_both_prob)]
-        keep_image, keep_text = (kept[0] & kept[2]).to(device), (kept[1] & kept[2]).to(device)
-        tokens, mask = padded_states(states.take(rows)) if states is not None else (None, None)
-        condition = DecoderCondition(
-            image_emb[rows].to(device), None if tokens is None else tokens.to(device), None if mask is None else mask.to(device), keep_image, keep_text
-        )
-        output = prepared(add_noise(schedule, x0, i, eps), schedule.timesteps[i].to(device), condition)
-        errors = (output - target(schedule, config.network.prediction, x0, i, eps)).square().mean(dim=(1, 2, 3))
-        if config.min_snr_gamma:
-            errors = errors * min_snr_weight(schedule, config.network.prediction, i, config.min_snr_gamma).to(device)
-        return errors.mean(), loss_by_step(errors, i, len(schedule))
+        held = batch.to(device)
+        x0 = as_pixels(held.pictures).to(memory_format=torch.channels_last)
+        embedding = {"image": held.image_emb, "text": held.text_emb}[config.network.embedding]
+        return decoder_loss(prepared, model, DecoderBatch(x0, embedding, held.text_tokens, held.text_mask, held.text_emb), draws, config)
 
-    def batches(start: int) -> Iterator[np.ndarray]:
-        return batches_of(len(pairs), config.training.batch_size, seed=config.training.seed, start=start)
+    def batches(start: int, own: Piece) -> Iterator[PictureBatch]:
+        pin = model.emb_mean.is_cuda
+        return pictures.batches(config.training.batch_size, start=start, piece=own, num_workers=config.pictures.num_workers, pin=pin)
 
     network = checkpoint.as_json(config.network) | {"emb_width": emb_width(store), "text_width": text_width(store)}
     last = train(run, model=model, kind="decoder", network=network, loss_fn=loss_fn, batches=batches, config=config.training)
-    return last, len(pairs), dict(joined.rejected)
+    return last, len(pictures), dict(pictures.joined.rejected)

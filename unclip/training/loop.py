@@ -19,6 +19,8 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from unclip import checkpoint
+from unclip.data.loader import Piece
+from unclip.data.stream import working
 from unclip.files import UnclipError, remove_leftovers
 from unclip.progress import progress
 from unclip.training.config import TrainingConfig, learning_rate
@@ -34,12 +36,11 @@ from unclip.training.stop import stop_asked
 CHUNK_SEEDS = 1 << 40  # apart, so that dropout differs between the chunks of a batch; no step's seed comes near
 
 Batch = Any
+Batches = Callable[[int, Piece], Iterator[Batch]]
 LossFn = Callable[[nn.Module, Batch, Draws], tuple[Tensor, Mapping[str, Tensor]]]
 
 
-def train(
-    run: Path, *, model: nn.Module, kind: str, network: Mapping[str, Any], loss_fn: LossFn, batches: Callable[[int], Iterator[Batch]], config: TrainingConfig
-) -> Path:
+def train(run: Path, *, model: nn.Module, kind: str, network: Mapping[str, Any], loss_fn: LossFn, batches: Batches, config: TrainingConfig) -> Path:
     """Trains a model to its last step or the config's bound, from its newest checkpoint in `run` if there is one.
 
     Several processes must call it with the same arguments; the first writes the files.
@@ -48,8 +49,8 @@ def train(
         kind, network: what `config.json` of each checkpoint says, enough to build the model again.
         loss_fn: (model, chunk, draws) -> mean loss of the chunk, and further numbers to record: scalars that are means
             over the chunk too, or (2,) a sum and how many it is of. It calls the model it is given once.
-        batches: the endless whole batches (arrays or tensors, a sample a row) from a number of steps on, the same for the
-            same number.
+        batches: from a number of steps on, this process's piece of each of the endless batches, the same for the same number:
+            arrays, tensors, or anything that has a length, slices and `tensors()`, a sample a row.
 
     Returns:
         The folder of the last checkpoint.
@@ -87,8 +88,8 @@ def train(
         content = {"kind": kind, "network": dict(network)}
         trained.write(run, done, config=content, samples=done * config.batch_size, metrics=metrics)
 
-    with stop_asked() as asked, progress(kind, last, unit="step", done=start) as bar:
-        stream = batches(start)
+    own = Piece(accelerator.process_index, num_processes())
+    with stop_asked() as asked, progress(kind, last, unit="step", done=start) as bar, working(batches(start, own)) as stream:
         began = saved = time.monotonic()
         prepared.train()
         done = start
@@ -157,7 +158,7 @@ def _accumulate_gradients(
 ) -> tuple[float, dict[str, Tensor]]:
     """Leaves the batch's gradient in the parameters; the mean loss of this process's chunks, and sum and count of each further number."""
     num_chunks = config.accumulate * num_processes()
-    rows = len(batch) // num_chunks
+    rows = len(batch) // config.accumulate
     prepared.zero_grad(set_to_none=True)
     losses: list[Tensor] = []
     numbers: dict[str, Tensor] = {}
@@ -166,7 +167,7 @@ def _accumulate_gradients(
         torch.manual_seed(step_seed(config.seed, step) + chunk * CHUNK_SEEDS)  # dropout inside the network
         with _gradients_stay_here(prepared) if piece + 1 < config.accumulate else nullcontext():
             draws = Draws(config.seed, step, chunk=chunk, num_chunks=num_chunks)
-            loss, more = loss_fn(prepared, batch[chunk * rows : (chunk + 1) * rows], draws)
+            loss, more = loss_fn(prepared, batch[piece * rows : (piece + 1) * rows], draws)
             accelerator.backward(loss / config.accumulate)
         losses.append(loss.detach())
         for name, value in more.items():
@@ -199,9 +200,7 @@ def _means(numbers: Mapping[str, Tensor], device: torch.device) -> dict[str, flo
 
 
 def _refuse(run: Path, batch: Batch, kind: str, step: int, loss: float, norm: float, config: TrainingConfig) -> None:
-    path = run / "bad-batch.safetensors"
-    if is_leader():
-        path = write_bad_batch(run, batch, seed=config.seed, step=step, loss=loss, gradient_norm=norm)
+    path = write_bad_batch(run, batch, seed=config.seed, step=step, loss=loss, gradient_norm=norm)
     raise UnclipError(
         f"{kind}: the loss of step {step + 1} is {loss}, its gradient norm {norm}; lower learning_rate, now {config.learning_rate}. The batch is in {path}"
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from unclip import checkpoint
 from unclip.data.manifest import Manifest, Stage, finished_manifest, is_current, read_manifest, runtime
-from unclip.data.store import iter_batches
+from unclip.data.store import iter_batches, rows_digest
 from unclip.files import fingerprint
 from unclip.prior.condition import PRIOR_KINDS, Prior, PriorKind
 from unclip.prior.kinds import load_prior
@@ -73,7 +73,7 @@ TRAINERS: Mapping[PriorKind, Callable[[Path, Path, Any], Path]] = {
 
 def prior_inputs(store: Path) -> dict[str, str]:
     """What the stage would read today."""
-    return {"embeddings": finished_manifest(store, "embed").digest}
+    return {"embeddings": rows_digest(store)}
 
 
 def priors_are_current(store: Path, run: Path, config: PriorConfig) -> bool:

@@ -1,7 +1,7 @@
 """The autoregressive prior of the prior stage: codes fitted to cached embeddings, and a transformer trained to say them."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from unclip import checkpoint
 from unclip.data.manifest import runtime
-from unclip.data.store import emb_width, iter_batches, text_width
+from unclip.data.store import emb_width, text_width, training_rows
 from unclip.prior.autoregressive import AutoregressivePrior, AutoregressivePriorConfig
 from unclip.prior.codes import EmbeddingCodes, fit_codes
 from unclip.training.config import TrainingConfig
@@ -85,13 +85,8 @@ def token_loss(dot_logits: Tensor, code_logits: Tensor, dot: Tensor, codes: Tens
 
 
 def _fit(store: Path, network: AutoregressivePriorConfig) -> EmbeddingCodes:
-    def training_rows() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for batch in iter_batches(store, ["split", "image_emb", "text_emb"]):
-            rows = batch["split"] == "train"
-            yield batch["image_emb"][rows], batch["text_emb"][rows]
-
     return fit_codes(
-        training_rows(),
+        ((batch["image_emb"], batch["text_emb"]) for batch in training_rows(store, ["image_emb", "text_emb"])),
         emb_width(store),
         explained=network.explained,
         max_components=network.max_components,

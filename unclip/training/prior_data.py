@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from unclip.data.cache import Reading, open_pairs
-from unclip.data.loader import as_floats, batches_of, padded_states
-from unclip.data.stats import STATS
+from unclip.data.loader import Piece, as_floats, batches_of, padded_states
+from unclip.data.stats import read_stats
 from unclip.data.store import Pairs, Ragged
-from unclip.files import UnclipError, read_json
+from unclip.files import UnclipError
 from unclip.prior.caption import CaptionTokens
 from unclip.prior.condition import TextCondition
 from unclip.training.config import TrainingConfig
@@ -37,9 +37,9 @@ class PriorData:
         """(B, E) float32, raw."""
         return as_floats(self.pairs.image_emb[rows]).to(device)
 
-    def batches(self, training: TrainingConfig) -> Callable[[int], Iterator[np.ndarray]]:
-        """Row numbers from a batch on, captions of like length together."""
-        return lambda start: batches_of(len(self), training.batch_size, seed=training.seed, start=start, lengths=self.states.lengths)
+    def batches(self, training: TrainingConfig) -> Callable[[int, Piece], Iterator[np.ndarray]]:
+        """Row numbers of a piece of each batch from a batch on, captions of like length together."""
+        return lambda start, own: batches_of(len(self), training.batch_size, seed=training.seed, start=start, lengths=self.states.lengths, piece=own)
 
 
 def read_prior_data(store: Path, *, reading: Reading, max_text_tokens: int, setting: str) -> PriorData:
@@ -61,7 +61,7 @@ def read_prior_data(store: Path, *, reading: Reading, max_text_tokens: int, sett
 
 def set_whitening(store: Path, *, image: nn.Module | None, text: CaptionTokens) -> None:
     """Copies the store's statistics into the buffers of a prior (emb_mean, emb_std) and of what reads its captions."""
-    stats = read_json(store / STATS)
+    stats = read_stats(store)
     for module, prefix, key in ((image, "emb", "image_emb"), (text, "text", "text_emb")):
         for name in ("mean", "std") if module is not None else ():
             getattr(module, f"{prefix}_{name}").copy_(torch.tensor(stats[key][name]))

@@ -1,13 +1,10 @@
 """The linear prior of the prior stage: fitted in one pass over the store."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from unclip import checkpoint
-from unclip.data.store import emb_width, iter_batches
+from unclip.data.store import emb_width, training_rows
 from unclip.prior.linear import fit_linear, save_linear
 
 
@@ -30,12 +27,7 @@ class LinearPriorTraining:
 
 def train_linear_prior(store: Path, run: Path, config: LinearPriorTraining) -> Path:
     """Leaves the least-squares map of the training rows as a checkpoint of one step, and returns its folder."""
-
-    def training_rows() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for batch in iter_batches(store, ["split", "text_emb", "image_emb"]):
-            rows = batch["split"] == "train"
-            yield batch["text_emb"][rows], batch["image_emb"][rows]
-
+    pairs = ((batch["text_emb"], batch["image_emb"]) for batch in training_rows(store, ["text_emb", "image_emb"]))
     folder = checkpoint.step_folder(run, 1)
-    save_linear(folder, fit_linear(training_rows(), emb_width(store), ridge=config.ridge))
+    save_linear(folder, fit_linear(pairs, emb_width(store), ridge=config.ridge))
     return folder

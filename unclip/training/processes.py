@@ -33,9 +33,14 @@ def num_processes() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def process_number() -> int:
+    """Which of the processes that train together this one is, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
 def is_leader() -> bool:
     """Whether this process writes files and speaks."""
-    return not dist.is_initialized() or dist.get_rank() == 0
+    return process_number() == 0
 
 
 @contextmanager

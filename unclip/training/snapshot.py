@@ -6,17 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from unclip import checkpoint
 from unclip.files import UnclipError, replacing, write_json
 from unclip.training.draws import step_seed
 from unclip.training.ema import Ema
 from unclip.training.metrics import METRICS, Row
-from unclip.training.processes import is_leader
+from unclip.training.processes import is_leader, process_number
 from unclip.training.shards import cut_state, load_optimizer, whole_optimizer, whole_state
 
 KEPT_CHECKPOINTS = 2
@@ -114,10 +115,11 @@ def warm_start(path: Path, trained: Trained, *, kind: str, network: Mapping[str,
 
 
 def write_bad_batch(run: Path, batch: Any, *, seed: int, step: int, loss: float, gradient_norm: float) -> Path:
-    """Keeps the batch whose loss is not finite, and beside it what else the step was made of; `step` counts from 0."""
-    path = run / f"{BAD_BATCH}.safetensors"
+    """Keeps this process's piece of the batch whose loss is not finite, and beside it what else the step was made of; `step` counts from 0."""
+    path = run / f"{BAD_BATCH}{'' if is_leader() else f'-{process_number()}'}.safetensors"
+    tensors = {"batch": torch.as_tensor(batch)} if isinstance(batch, (Tensor, np.ndarray)) else batch.tensors()
     with replacing(path) as aside:
-        save_file({"batch": torch.as_tensor(batch).contiguous()}, aside)
+        save_file({name: value.contiguous() for name, value in tensors.items()}, aside)
     numbers = {name: value if math.isfinite(value) else str(value) for name, value in {"loss": loss, "gradient_norm": gradient_norm}.items()}
     write_json(path.with_suffix(".json"), {"step": step + 1, "seed": seed, "draws_seed": step_seed(seed, step), **numbers})
     return path

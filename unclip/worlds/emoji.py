@@ -31,6 +31,10 @@ _TONES = frozenset(map(chr, range(0x1F3FB, 0x1F400)))
 _REGIONS = frozenset(map(chr, range(0x1F1E6, 0x1F200)))
 _BLACK_FLAG, _TAG_END = "\U0001f3f4", "\U000e007f"
 
+TONES = tuple(f"{shade} skin tone" for shade in ("light", "medium-light", "medium", "medium-dark", "dark"))
+PERSONS = ("man", "woman", "person")
+
+_PERSON = re.compile(rf"\b({'|'.join(PERSONS)})\b(?!['’])")  # a man's shoe shows no man
 _TONE = re.compile(r" ((?:medium-)?(?:dark|light|medium) skin tone)")
 _HAIR = re.compile(r"^((?:man|woman|person)) ((?:red|curly|white|blond) hair|bald|beard)$")
 _MEMBERS = re.compile(r"^(kiss|couple with heart|family|keycap) ((?:(?:man|woman|person|boy|girl|adult|child) ?)+|#|\*|\d+)$")
@@ -81,6 +85,24 @@ def caption_of(text: str) -> str:
     if hair := _HAIR.match(base):
         return f"{hair[1]}: {', '.join([*tones, hair[2]])}"
     return f"{base}: {', '.join(tones)}" if tones else base
+
+
+def tones_of(caption: str) -> list[str]:
+    """The skin tones that a caption of this world names, in its order."""
+    return [part for part in caption.partition(": ")[2].split(", ") if part in TONES]
+
+
+def family_of(caption: str) -> str:
+    """What a caption says without the skin tones: "woman firefighter" for "woman firefighter: dark skin tone"."""
+    base, _, rest = caption.partition(": ")
+    parts = [part for part in rest.split(", ") if part and part not in TONES]
+    return f"{base}: {', '.join(parts)}" if parts else base
+
+
+def person_of(caption: str) -> str | None:
+    """Which of PERSONS a caption names; None where it names none, or several."""
+    named = _PERSON.findall(caption)
+    return named[0] if len(named) == 1 else None
 
 
 def glyphs(*, size: int, font: str = "") -> tuple[list[Glyph], int]:

@@ -1,0 +1,56 @@
+"""What came out, on a terminal: the targets, and the ladder of pictures."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.table import Table
+from rich.text import Text
+
+from unclip.evaluation.page import MISSING
+from unclip.evaluation.picture_ladder_plot import SEES, SHORT
+
+
+def targets_table(report: Mapping[str, Any]) -> Table | None:
+    """Each target with what was reached; None where the data has none."""
+    if not report["targets"]:
+        return None
+    table = _table(f"from captions, {report['chosen']}", "reached", "95 %", "aim", "pictures")
+    for target in report["targets"]:
+        reached = target["value"] >= target["target"]
+        ends = f"{100 * target['low']:.0f} to {100 * target['high']:.0f}"
+        values = [_percent(target["value"]), ends, _percent(target["target"]), str(target["number"])]
+        table.add_row(Text(f"{target['split']}: {target['label']}"), *values, style="green" if reached else "red")
+    return table
+
+
+def ladder_table(report: Mapping[str, Any]) -> Table:
+    """Every way to make a picture: the share that is right in each split, the way that a prior closes, and binding where a judge tells it."""
+    ladder = report["ladder"]
+    binds = ladder["rows"][0]["binding"] is not None
+    title = f"{ladder['metric'].replace('_', ' ')}, by {ladder['judge']}"
+    table = _table(title, *(split.replace("-", " ") for split in ladder["splits"]), "way closed", *(["binding"] if binds else []))
+    sees = None
+    for row in ladder["rows"]:
+        if row["sees"] != sees:
+            sees = row["sees"]
+            table.add_row(Text(f"{SEES[sees]}:"), style="dim italic")
+        closed = row["splits"][ladder["main"]]
+        values = [_percent(row["splits"][split]["mean"]) for split in ladder["splits"]] + [_percent(closed["closed"])]
+        if binds:
+            values.append(_percent(row["binding"] and row["binding"]["mean"]))
+        name = row["name"].removesuffix(", caption hidden")
+        table.add_row(Text(SHORT.get(name, name)), *values, style="bold" if row["name"] == report["chosen"] else "")
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=Text(title), title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True)
+    for name in columns:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _percent(value: float | None) -> str:
+    return MISSING if value is None else f"{100 * value:.0f}%"  # without a space, where a narrow terminal would break it
