@@ -29,7 +29,7 @@ from rich.table import Table
 from tests.data.crowd import crowd
 from unclip.files import write_json
 
-NUM_LINKS = 2_000  # at 1x, and ten times as many at 10x
+NUM_LINKS = 1_000  # at 1x, and ten times as many at 10x
 GOOD = 0.8  # of the links; the others are 404, so that neither tries twice
 SHARD_SIZE = 1000
 SAMPLE_SECONDS = 0.2
