@@ -95,7 +95,7 @@ def take_down(root: Path, *, keys: list[str] | None = None, urls: list[str] | No
     marks = read_marks(root).with_links(links)
     write_marks(root, marks)
     stores = [root / "embeddings" / clip for clip in STORES]
-    return erase(marked_rows(root / "source", marks), root / "source", root / "shards", stores, marks, links, world=root / "world")
+    return erase(marked_rows(root / "source", marks), root / "source", root / "shards", stores, marks, links, world=root / "world", curate_again=lambda: None)
 
 
 @pytest.fixture(scope="module")
