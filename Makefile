@@ -27,12 +27,12 @@ CIRCLE := $(ROOT)/world/images/heldout-scene-000005.png
 
 pictures: environment
 	mkdir -p $(MADE)
-	$(BIN)/python -c "from PIL import Image; m = Image.new('L', Image.open('$(CIRCLE)').size); w, h = m.size; m.paste(255, (0, h // 2, w, h)); m.save('$(MADE)/mask.png')"
-	$(BIN)/unclip variations $(RING) --root $(ROOT) --num 7 --eta 0.8 --out $(MADE)/variations --overwrite
-	$(BIN)/unclip interpolate $(RING) $(CIRCLE) --root $(ROOT) --num 6 --out $(MADE)/interpolate --overwrite
-	$(BIN)/unclip edit $(CIRCLE) --from "a large blue circle" --to "a large red circle" --root $(ROOT) --guidance 2 --out $(MADE)/edit --overwrite
-	$(BIN)/unclip inpaint $(CIRCLE) "a large red star" --mask $(MADE)/mask.png --root $(ROOT) --num 6 --resamples 2 --out $(MADE)/inpaint --overwrite
-	$(BIN)/unclip reconstruct $(RING) --pca 1,2,4,8,16,32,64 --root $(ROOT) --out $(MADE)/reconstruct --overwrite
+	$(BIN)/python -c "from PIL import Image; m = Image.new('L', Image.open('$(CIRCLE)').size); w, h = m.size; m.paste(255, (w // 5, h // 5, w - w // 5, h - h // 5)); m.save('$(MADE)/mask.png')"
+	$(BIN)/unclip variations $(RING) --root $(ROOT) --num 7 --eta 0.8 --steps 50 --out $(MADE)/variations --overwrite
+	$(BIN)/unclip interpolate $(RING) $(CIRCLE) --root $(ROOT) --num 6 --steps 50 --out $(MADE)/interpolate --overwrite
+	$(BIN)/unclip edit $(CIRCLE) --from "a large blue circle" --to "a large red circle" --root $(ROOT) --guidance 2 --steps 50 --out $(MADE)/edit --overwrite
+	$(BIN)/unclip inpaint $(CIRCLE) "a large red star" --mask $(MADE)/mask.png --root $(ROOT) --num 6 --steps 25 --resamples 2 --out $(MADE)/inpaint --overwrite
+	$(BIN)/unclip reconstruct $(RING) --pca 4,8,12,16,24,32,64 --root $(ROOT) --steps 50 --out $(MADE)/reconstruct --overwrite
 	for made in variations interpolate edit inpaint reconstruct; do cp $(MADE)/$$made/sheet.png data/pictures/$$made.png; done
 	cp $(MADE)/interpolate/animation.gif data/pictures/interpolate.gif
 

@@ -318,15 +318,15 @@ def remove_data(config: RunConfig, *, keys: Sequence[str], urls: Sequence[str]) 
             remove(paths.report)  # it shows pictures and captions; of a takedown that was killed the rows are still there
             for store in _folders(paths.embeddings.parent):
                 remove(store / SELECTED / SHEET)
-        done = erase(gone, paths.source, paths.shards, _folders(paths.embeddings.parent), marks, links, world=paths.world)
-        _follow(config, paths)
+        done = erase(
+            gone, paths.source, paths.shards, _folders(paths.embeddings.parent), marks, links, world=paths.world,
+            curate_again=lambda: _run_again("curate", config),
+        )  # fmt: skip
+        _run_again("select", config)
         for index in _folders(paths.index.parent):
-            found = read_manifest(index)
-            if found is None or found.inputs.get("embeddings") != _digest_of_rows(paths.embeddings.parent / index.name):
-                if index == paths.index and is_done("select", config):
-                    STAGES["index"].run(config, paths)
-                else:
-                    remove(index)
+            if index != paths.index:
+                remove(index)
+        _run_again("index", config)
     trained = [*_folders(paths.clip.parent), *_folders(paths.prior.parent), *_folders(paths.decoder.parent)]
     return done, [run for run in trained if gone and (found := read_manifest(run)) is not None and not found.config.get("model")]
 
@@ -347,6 +347,19 @@ def _digest_of_rows(store: Path) -> str | None:
         return rows_digest(store)
     except UnclipError:
         return None
+
+
+def _run_again(name: str, config: RunConfig) -> None:
+    """Runs a stage that has been here and is out of date, where what it reads is finished; it is left to its turn elsewhere."""
+    paths = paths_of(config)
+    stage = STAGES[name]
+    if read_manifest(stage.folder(paths)) is None or is_done(name, config):
+        return
+    try:
+        stage.inputs(config, paths)
+    except UnclipError:
+        return
+    stage.run(config, paths)
 
 
 def _folders(parent: Path) -> list[Path]:

@@ -19,7 +19,7 @@ import webdataset
 from PIL import Image
 
 from tests.data.faults import FaultServer, fault_server, image_bytes
-from unclip.data import batch, web
+from unclip.data import batch, fetch, web
 from unclip.data.contracts import REASONS, SHARD, read_table
 from unclip.data.download import SCRATCH, DownloadConfig, download
 from unclip.data.manifest import Manifest, read_part
@@ -33,9 +33,18 @@ EXPECTED = {
     "/status/429": "too many requests", "/html/1": "image broken", "/garbled/1": "image broken", "/short/1": "connection failed",
     "/empty/1": "image broken", "/big/1": "too large", "/drip/1": "timed out", "/to/file": "url not http(s)",
     "/optout/noai": "opted out", "/optout/noml": "opted out", "/optout/unclip: noindex": "opted out", "/optout/other: noai": "kept",
+    "/bomb/1": "too large", "/huge/1": "too large", "/later/1": "kept", "/later/9": "too many requests", "/optout/otherbot: noai": "kept",
     "/tdm/1": "opted out", "/tiny/1": "image too small", "/wide/1": "aspect ratio", "/vast/1": "too large", "/nothing": "not found",
 }  # fmt: skip
-FAST: dict[str, Any] = {"allow_private": True, "retries": 1, "backoff_seconds": 0.05, "max_seconds": 2.0, "timeout_seconds": 1, "threads": 32}
+FAST: dict[str, Any] = {
+    "allow_private": True,
+    "retries": 1,
+    "backoff_seconds": 0.05,
+    "max_seconds": 2.0,
+    "timeout_seconds": 1,
+    "threads": 32,
+    "longest_wait_seconds": 5.0,
+}
 
 
 def write_links(path: Path, base: str, links: list[str]) -> Path:
@@ -80,6 +89,7 @@ def test_every_link_ends_as_a_row_with_its_reason_in_the_order_of_the_source(fau
 
 def test_only_what_may_pass_is_tried_again(faulty: tuple[Path, DownloadConfig, Manifest], server: FaultServer) -> None:
     tries = {link: server.seen[link] for link in EXPECTED}
+    assert (tries["/later/1"], tries["/later/9"]) == (2, 1)  # it is given the second that it asks for; nine are too many
     assert (tries["/once/1"], tries["/status/500"], tries["/status/429"], tries["/drip/1"]) == (2, 2, 2, 2)
     assert (tries["/status/404"], tries["/html/1"], tries["/optout/noai"], tries["/big/1"]) == (1, 1, 1, 1)
 
@@ -201,7 +211,9 @@ def test_when_nothing_can_be_kept_the_stage_says_why(server: FaultServer, tmp_pa
 
 def fake_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str) -> None:
     """Puts a program of ours where img2dataset would run."""
-    (tmp_path / "fake.py").write_text("import json, pathlib, sys, time\njob = json.loads(pathlib.Path(sys.argv[-1]).read_text())['arguments']\n" + program)
+    (tmp_path / "fake.py").write_text(
+        "import json, pathlib, sys, time\ntold = json.loads(pathlib.Path(sys.argv[-1]).read_text())\njob = told['arguments']\n" + program
+    )
     real = subprocess.Popen
     monkeypatch.setattr("unclip.data.batch.subprocess.Popen", lambda command, **more: real([sys.executable, str(tmp_path / "fake.py"), *command[1:]], **more))
 
@@ -213,7 +225,8 @@ FETCH: dict[str, Any] = {"arguments": {"encode_format": "jpg", "max_image_area":
     ("program", "stall_seconds"),
     [
         ("print('all is well')", 60.0),  # nothing made, exit code 0
-        ("time.sleep(600)", 0.3),  # a worker died, its parent waits for ever
+        ("time.sleep(600)", 0.3),  # it does nothing, for ever
+        ("(pathlib.Path(told['alive']) / '7').touch()\ntime.sleep(600)", 60.0),  # a worker was killed, its parent waits for ever
         ("out = pathlib.Path(job['output_folder'])\n(out / '00000_stats.json').write_text('')\ntime.sleep(600)", 0.3),  # a file of no bytes
         ("out = pathlib.Path(job['output_folder'])\n(out / '00000_stats.json').write_text('{\"count\": 1, \"successes\": 0}')", 60.0),  # no table
     ],
@@ -260,11 +273,49 @@ def test_an_image_that_kills_its_reader_costs_one_row(tmp_path: Path, monkeypatc
         {"retries": -1},
         {"stall_seconds": 5.0},
         {"user_agent": "a\nb"},
+        {"robots": "heed"},
+        {"distributor": "dask"},
+        {"longest_wait_seconds": -1.0},
     ],
 )
 def test_a_config_that_makes_no_sense_is_refused(broken: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must be"):
         DownloadConfig(**broken)
+
+
+@pytest.mark.parametrize("name", ["ray", "pyspark"])
+def test_a_distributor_that_is_not_installed_is_an_error(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unclip.data.download.find_spec", lambda asked: None)
+    with pytest.raises(UnclipError, match=rf"the package {name} is not installed; pip install 'unclip\[{name}\]', on every machine"):
+        download(tmp_path / "source", tmp_path / "shards", DownloadConfig(distributor=name, **FAST))  # type: ignore[arg-type]
+
+
+WORKER = """
+import sys, time
+from pathlib import Path
+from unclip.data.fetch import sign_in
+def work():
+    sign_in(Path(sys.argv[1]))
+    print("ready", flush=True)
+    sys.stdin.read()
+    from multiprocessing import util
+    util._exit_function()
+work()
+"""
+
+
+def test_a_worker_that_was_killed_is_told_from_one_that_works_and_one_that_has_ended(tmp_path: Path) -> None:
+    workers = [subprocess.Popen([sys.executable, "-c", WORKER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    for worker in workers:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "ready\n"
+    assert fetch.lost_workers(tmp_path) == 0
+    workers[0].communicate("")
+    assert fetch.lost_workers(tmp_path) == 0
+    for number, worker in enumerate(workers[1:], start=1):
+        worker.kill()
+        worker.communicate()
+        assert fetch.lost_workers(tmp_path) == number
 
 
 def test_importing_the_fetcher_installs_nothing() -> None:

@@ -21,7 +21,7 @@ from unclip.data.contracts import SHARD, SOURCE, iter_rows, read_table
 from unclip.data.embed import write_part
 from unclip.data.links import RefusedError, cleaned_url, is_private_name
 from unclip.data.outcomes import outcome, seconds_to_wait
-from unclip.data.picture import refuse_picture
+from unclip.data.picture_head import refuse_picture
 from unclip.data.robots import Rules, opt_out
 from unclip.data.shards import read_shard
 from unclip.data.source import SourceConfig, build_source

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from unclip.data.batch import ROWS_AT_ONCE, Fetched, evenly
 from unclip.data.marks import RECENT, Ids
-from unclip.data.picture import refuse_picture
+from unclip.data.picture_head import refuse_picture
 from unclip.data.remembered import Remembered, settle
 from unclip.data.rounds import SHARDS_AT_ONCE, Links, Patience, fetched_shards
 

@@ -9,9 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.pipeline import copied, folder_of, manifest, unclip
+from unclip.config import load_config
 from unclip.data.embed import write_part
 from unclip.data.verify import Fault, verify
 from unclip.files import read_json, sha256_file, write_json
+from unclip.stages import repair_data
 
 pytestmark = pytest.mark.xdist_group("pipeline")
 
@@ -70,6 +72,8 @@ def test_a_whole_root_has_no_fault(root: Path) -> None:
         ("embed", "00001.parquet", reordered, "its rows are not those of its shard"),
         ("download", "00001.tar", flip_a_byte, "00001.tar has its size, but other bytes"),
         ("download", "00001.parquet", cut, "00001.parquet has"),
+        ("curate", "00001.parquet", flip_a_byte, "other bytes than its record says"),
+        ("curate", "00001.json", Path.unlink, "it has no record"),
     ],
 )
 def test_each_fault_is_found_and_named(copy: Path, stage: str, file: str, break_it: Callable[[Path], object], says: str) -> None:
@@ -77,6 +81,20 @@ def test_each_fault_is_found_and_named(copy: Path, stage: str, file: str, break_
     (fault,) = found(copy)
     assert (fault.stage, fault.part) == (stage, "00001")
     assert says in fault.what
+
+
+def test_what_select_left_is_looked_at_and_its_decisions_outlive_its_tables(copy: Path) -> None:
+    folder, config = folder_of(copy, "select"), load_config(file=copy / "run.json")
+    decided = (folder / "rows.parquet").read_bytes()
+    cut(folder / "rules.parquet")
+    assert [(fault.stage, fault.part) for fault in found(copy)] == [("select", "tables")]
+    repair_data(config)
+    assert found(copy) == []
+    assert (folder / "rows.parquet").read_bytes() == decided
+    flip_a_byte(folder / "rows.parquet")
+    assert [(fault.stage, fault.part) for fault in found(copy)] == [("select", "rows")]
+    repair_data(config)
+    assert found(copy) == []
 
 
 def test_a_part_without_a_shard_is_found(copy: Path) -> None:

@@ -79,11 +79,15 @@ def test_a_target_is_what_the_judge_said_of_the_chosen_row() -> None:
     assert (all_right["value"], all_right["target"], all_right["number"]) == (pytest.approx(0.7), 0.6, 100)
     assert (binding["value"], binding["target"]) == (1.0, 0.9)
     assert measure_targets("", section, PRIOR) == []
+    assert (all_right["reached"], binding["reached"]) == (True, True)
+    without = {split: {row: found | {"binding": np.full(100, np.nan)} for row, found in rows.items()} for split, rows in judge.judged.items()}
+    unbound = measure_targets("shapes", {"judges": [report_of(Judge("program", "", [], without), seed=0)]}, PRIOR)[1]
+    assert (unbound["value"], unbound["number"], unbound["reached"]) == (None, 0, False)
+    targets = [all_right | {"value": 0.5, "reached": False}, binding, unbound]
     report: dict[str, Any] = {
-        "counts": {"splits": {"train": 10, "heldout-scene": 5}}, "targets": [all_right | {"value": 0.5}, binding], "ladder": ladder(), "chosen": PRIOR,
-        "prior": {}, "clip": {}, "stages": [],
+        "counts": {"splits": {"train": 10, "heldout-scene": 5}}, "targets": targets, "ladder": ladder(), "chosen": PRIOR, "prior": {}, "clip": {}, "stages": [],
     }  # fmt: skip
-    assert [tile["state"] for tile in headline(report)] == ["", "bad", "good", ""]
+    assert [tile["state"] for tile in headline(report)] == ["", "bad", "good", "bad", ""]
     assert targets_table(report) is not None
     assert targets_table(report | {"targets": []}) is None
     console = Console(width=80, record=True)

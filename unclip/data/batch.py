@@ -171,10 +171,11 @@ def _run(job: Mapping[str, Any], limits: Mapping[str, Any], folder: Path, *, num
     content = {"arguments": dict(job), "limits": dict(limits) | {"tally": str(folder / "tally")}, "alive": str(folder / "alive"), "parent": os.getpid()}
     (folder / "job.json").write_text(json.dumps(content))
     environment = {"NO_ALBUMENTATIONS_UPDATE": "1", "WANDB_MODE": "disabled", "PYTHONUNBUFFERED": "1"}
-    # the heads of pictures are looked at before (picture.py); this is for heads that two readers read differently
+    # the heads of pictures are looked at before (picture_head.py); this is for heads that two readers read differently
     environment["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(int(job["max_image_area"]))
     with (folder / "log.txt").open("wb") as log:
-        command = [sys.executable, "-m", "unclip.data.fetch", str(folder / "job.json")]
+        # -P: what lies in the folder that somebody works in must not take the place of a module
+        command = [sys.executable, "-P", "-m", "unclip.data.fetch", str(folder / "job.json")]
         process = subprocess.Popen(
             command, env=os.environ | environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )

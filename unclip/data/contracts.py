@@ -121,7 +121,7 @@ def iter_rows(path: Path, schema: pa.Schema, columns: Sequence[str] = ()) -> Ite
                 yield from batch.to_pylist()
     except FileNotFoundError:
         raise _missing(path) from None
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: a name or a text in it is not UTF-8
         raise _broken(path, error) from None
 
 
@@ -133,11 +133,11 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     """
     try:
         table = pq.read_table(path, page_checksum_verification=True)
+        _check_schema(path, table.schema, schema)
     except FileNotFoundError:
         raise _missing(path) from None
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise _broken(path, error) from None
-    _check_schema(path, table.schema, schema)
     return table
 
 

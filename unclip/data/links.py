@@ -63,6 +63,8 @@ def cleaned_url(given: str, *, allow_private: bool) -> str:
     text = given.strip()
     if not text:
         raise RefusedError("url missing")
+    if any(0xD800 <= ord(character) <= 0xDFFF for character in text):
+        raise RefusedError("url malformed", "not valid UTF-8")
     if _CONTROL.search(text):
         raise RefusedError("url malformed", "control characters")
     scheme, colon, _ = text.partition(":")

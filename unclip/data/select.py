@@ -36,7 +36,8 @@ from unclip.layout import SELECTED
 
 STAGE = "select"
 LEAKAGE_TABLE = "leakage.parquet"
-RECORD = "rows"  # its files are one part
+# what stands in which record: the decisions apart from the tables on them, which may be made again without losing any
+RECORDS = {"rows": [ROWS], "tables": [STATS, RULES, CLUSTERS, LEAKAGE_TABLE]}
 LIMIT = b"similarity_limit"  # in the schema metadata of ROWS
 
 
@@ -124,14 +125,16 @@ def select(store: Path, config: SelectConfig) -> Manifest:
     write_clusters(out, rows)
     leakage = _measure_leakage(store, rows, out, config)
     made_from = fingerprint([stage.inputs, identity(config)])
-    files = [ROWS, STATS, RULES, CLUSTERS, LEAKAGE_TABLE]
     num_kept, rejected = int(kept.sum()), rows.rejected()
-    part = stage.record_part(RECORD, made_from=made_from, rows_in=len(rows), kept=num_kept, rejected=rejected, files=files, seconds=0.0)
+    records = {
+        name: stage.record_part(name, made_from=made_from, rows_in=len(rows), kept=num_kept, rejected=rejected, files=files, seconds=0.0)
+        for name, files in RECORDS.items()
+    }
     moved, sizes = int((kept & (rows.split != rows.came)).sum()), np.bincount(rows.cluster[rows.cluster >= 0])
     clusters = {"moved": moved, "clusters": int((sizes > 0).sum()), "largest_cluster": int(sizes.max(initial=0))}
     # what stands on the whole store need not be made again because all of it was selected
     untouched = num_kept == len(rows) and not moved
-    digest = stage.inputs["embeddings"] if untouched else fingerprint([stage.inputs, part.files[ROWS][1]])
+    digest = stage.inputs["embeddings"] if untouched else fingerprint([stage.inputs, records["rows"].files[ROWS][1]])
     return stage.finish(counts={"rows_in": len(rows), "kept": num_kept, "rejected": rejected} | clusters | {"leakage": leakage}, digest=digest)
 
 

@@ -51,7 +51,7 @@ def read_shard(path: Path, *, curated: bool = True) -> Iterator[Sample]:
                     f"{path}: the sample {sample['__key__']} holds {sorted(k for k in sample if not k.startswith('__'))}, expected a picture and txt"
                 )
             yield Sample(sample["__key__"], sample[suffix], sample["txt"].decode())
-    except (tarfile.ReadError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, ValueError) as error:  # ValueError: a name twice, or a caption that is not UTF-8
         raise UnclipError(
             f"{path} is not a whole tar ({' '.join(str(error).split())[:200]}); remove it and its .json, and run `unclip download` again"
         ) from None

@@ -77,7 +77,7 @@ def iter_part(path: Path, columns: Sequence[str], *, batch_size: int = 8192, sel
                 chosen = pa.Table.from_batches([batch]) if rows is None else only_selected(batch, rows, path)
                 if len(chosen):
                     yield {name: column_array(chosen.column(name)) for name in columns}
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise UnclipError(f"{path} is damaged ({' '.join(str(error).split())[:200]}); remove it and its .json, and run `unclip embed` again") from None
 
 

@@ -37,7 +37,7 @@ def read_rows(path: Path, columns: list[str]) -> Iterator[Row]:
         raise UnclipError(f"expected a table at {path}, but there is none")
     try:
         yield from _reader(path)(path, columns)
-    except (OSError, pa.ArrowException, csv.Error) as error:
+    except (OSError, ValueError, pa.ArrowException, csv.Error) as error:  # ValueError: a name that is not UTF-8
         raise UnclipError(f"{path} does not read as {path.suffix[1:].upper()}: {' '.join(str(error).split())}") from None
 
 
@@ -47,7 +47,7 @@ def count_rows(path: Path) -> int:
     if path.suffix == ".parquet":
         try:
             return int(pq.ParquetFile(path).metadata.num_rows)
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise UnclipError(f"{path} does not read as PARQUET: {' '.join(str(error).split())}") from None
     with path.open("rb") as file:
         return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))

@@ -8,11 +8,11 @@ its place, without link and caption: the keys of all others stay what they are, 
 import dataclasses
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -29,13 +29,16 @@ from unclip.data.manifest import Part, parts_digest, read_manifest, read_part, r
 from unclip.data.marks import Marks
 from unclip.data.outcomes import KEPT
 from unclip.data.pack import NAME_DIGITS, write_shard
+from unclip.data.serve import HOST, file_below
+from unclip.data.shards import curated_part, kept_rows, shards_digest
 from unclip.data.source import REJECTED_TABLE, SHOWN, TABLE, Growth, leads_to, writing
 from unclip.data.stats import STATS, write_stats
 from unclip.files import UnclipError, read_json, remove, remove_leftovers, replacing, write_json
-from unclip.progress import progress
+from unclip.layout import SELECTED
 
 CACHE = "_cache"  # folders of this name hold what is made again from what stands beside them
 JOURNAL = ".takedown.json"  # in the shards, while a takedown is at work: the digests that shards had before it
+SHEET = "clusters.png"  # of pictures, beside what `select` left
 REMOVED = "removed"  # the reason
 
 
@@ -99,12 +102,15 @@ def marked_rows(source: Path, marks: Marks) -> list[Gone]:
     return [Gone(key, row["url"], row["split"]) for key, row in _keyed_rows(source) if row["url"] in marks]
 
 
-def erase(gone: list[Gone], source: Path, shards: Path, stores: Sequence[Path], marks: Marks, links: Sequence[str], *, world: Path) -> Takedown:
+def erase(
+    gone: list[Gone], source: Path, shards: Path, stores: Sequence[Path], marks: Marks, links: Sequence[str], *, world: Path, curate_again: Callable[[], object]
+) -> Takedown:
     """Erases all that is marked from source table, shards and stores, and from a world that the source was made of.
 
     Args:
         gone: what `marked_rows` found.
         links: those marked just now, which a rejected row may show cut short.
+        curate_again: judges what is left of the shards, where they had been judged.
     """
     done = Takedown(gone)
     for folder in (shards, *stores):
@@ -112,16 +118,18 @@ def erase(gone: list[Gone], source: Path, shards: Path, stores: Sequence[Path], 
         remove(folder / CACHE)
         remove_leftovers(folder)
     journal = read_json(shards / JOURNAL) if (shards / JOURNAL).exists() else {}
-    with progress("remove", len(done.rows), unit="rows") as bar:
-        hashes: set[str] = set()
-        for name, rows in source_shards(source):
-            cleared = [row | {"url": "", "caption": ""} if row["url"] in marks else row for row in rows]
-            places = [f"{name}{number:0{NAME_DIGITS}d}" for number, row in enumerate(cleared) if not row["url"]]
-            if places:
-                shard = _clear_shard(shards, name, cleared, journal, hashes, done)
-                for store in stores:
-                    done.vectors += _clear_part(store, name, places, journal.get(name, ""), shard)
-                bar.advance(sum(row is not old for row, old in zip(cleared, rows, strict=True)))
+    places: dict[str, list[str]] = {}  # of a shard: the keys that are free now
+    hashes: set[str] = set()
+    for name, rows in source_shards(source):
+        cleared = [row | {"url": "", "caption": ""} if row["url"] in marks else row for row in rows]
+        if free := [f"{name}{number:0{NAME_DIGITS}d}" for number, row in enumerate(cleared) if not row["url"]]:
+            places[name] = free
+            _clear_shard(shards, name, cleared, journal, hashes, done)
+    _restate_parts(shards, {})
+    curate_again()
+    for store in stores:
+        done.vectors += sum(_clear_part(store, shards, name, free, journal.get(name, "")) for name, free in places.items())
+        remove(store / SELECTED / SHEET)
     done.twins = _twins(shards, hashes)
     _clear_source(source, marks, links, world)
     _restate_parts(shards, {"source": _digest(source)})
@@ -131,7 +139,7 @@ def erase(gone: list[Gone], source: Path, shards: Path, stores: Sequence[Path], 
     return done
 
 
-def _clear_shard(shards: Path, name: str, rows: Sequence[Mapping[str, Any]], journal: dict[str, str], hashes: set[str], done: Takedown) -> Part | None:
+def _clear_shard(shards: Path, name: str, rows: Sequence[Mapping[str, Any]], journal: dict[str, str], hashes: set[str], done: Takedown) -> None:
     """Writes a shard again without the rows that are cleared. Its record; None where there was no whole one, and now is none.
 
     The digest that it had before goes to the journal first: a takedown that is killed must know it, to tell which parts of
@@ -140,23 +148,31 @@ def _clear_shard(shards: Path, name: str, rows: Sequence[Mapping[str, Any]], jou
     part, manifest = read_part(shards, name), read_manifest(shards)
     if part is None or manifest is None:
         _forget(shards, name)
-        return None
+        return
     origin, suffix = shard_origin(rows, manifest.config), str(manifest.config["encode_format"])
     if part.made_from == origin:
-        return part
+        return
     try:
         held = {row["id"]: row for row in read_table(shards / f"{name}.parquet", SHARD).to_pylist()}
         places = picture_places(shards / f"{name}.tar", f".{suffix}")
         fetched = {row["id"]: _as_fetched(row, held[row["id"]], shards / f"{name}.tar", places) for row in rows}
     except (UnclipError, OSError, KeyError, tarfile.TarError):  # it is at fault already: fetched again, without these rows
         _forget(shards, name)
-        return None
+        return
     was = [held[row["id"]] for row in rows if not row["url"]]
     done.pictures += sum(row["status"] == KEPT for row in was)
     hashes |= {row["sha256"] for row in was if row["sha256"]}
-    write_json(shards / JOURNAL, journal | {name: journal.setdefault(name, part.digest)})
+    write_json(shards / JOURNAL, journal | {name: journal.setdefault(name, _seen_digest(shards, part))})
     kept, rejected = write_shard(shards, name, rows, fetched, suffix)
-    return write_part_record(shards, dataclasses.replace(part, made_from=origin, kept=kept, rejected=rejected))
+    write_part_record(shards, dataclasses.replace(part, made_from=origin, kept=kept, rejected=rejected))
+
+
+def _seen_digest(shards: Path, part: Part) -> str:
+    """The digest of a shard as `embed` sees it; the shard's own where `curate` has not finished with it."""
+    try:
+        return curated_part(shards, part).digest
+    except UnclipError:
+        return part.digest
 
 
 def _forget(shards: Path, name: str) -> None:
@@ -173,12 +189,13 @@ def _as_fetched(row: Mapping[str, Any], was: Mapping[str, Any], tar: Path, place
     return Fetched(was["status"], was["detail"], was["sha256"], was["width"], was["height"], tar, place)
 
 
-def _clear_part(store: Path, name: str, gone: Sequence[str], before: str, shard: Part | None) -> int:
+def _clear_part(store: Path, shards: Path, name: str, gone: Sequence[str], before: str) -> int:
     """Takes rows out of a part of a store; how many had vectors.
 
-    It counts as made from the new shard if it was made from the one whose digest was `before`.
+    It counts as made from the new shard if it was made from the one whose digest was `before`, and holds the rows that it
+    would hold today; else `embed` makes it again.
     """
-    path, part, manifest = store / f"{name}.parquet", read_part(store, name), read_manifest(store)
+    path, part, manifest, shard = store / f"{name}.parquet", read_part(store, name), read_manifest(store), read_part(shards, name)
     if part is None or manifest is None or shard is None or not path.is_file():
         remove(store / f"{name}.json")
         remove(path)
@@ -188,11 +205,20 @@ def _clear_part(store: Path, name: str, gone: Sequence[str], before: str, shard:
     if len(left) < len(table):
         with replacing(path) as aside:
             write_part(aside, left)
-    clip, config = manifest.inputs["clip"], manifest.config
-    made_from = part_origin(shard.digest, clip, config) if part.made_from == part_origin(before, clip, config) else part.made_from
+    clip, config, made_from = manifest.inputs["clip"], manifest.config, part.made_from
+    if made_from == part_origin(before, clip, config) and left["key"].to_pylist() == _wanted_keys(shards, name):
+        made_from = part_origin(_seen_digest(shards, shard), clip, config)
     if len(left) < len(table) or made_from != part.made_from:
         write_part_record(store, dataclasses.replace(part, made_from=made_from, rows_in=len(left), kept=len(left)))
     return len(table) - len(left)
+
+
+def _wanted_keys(shards: Path, name: str) -> list[str]:
+    try:
+        keys: list[str] = kept_rows(shards / f"{name}.tar")["key"].to_pylist()
+    except UnclipError:  # `curate` has not finished with it
+        return []
+    return keys
 
 
 def _twins(shards: Path, hashes: set[str]) -> list[str]:
@@ -218,6 +244,12 @@ def _clear_source(source: Path, marks: Marks, links: Sequence[str], world: Path)
             for row in known_extras(source / EXTRAS):
                 if row["id"] not in gone:
                     extras.add(row)
+    if (source / EXTRAS).exists():
+        gone = {row["id"] for row in iter_rows(source / TABLE, SOURCE) if not row["url"] or row["url"] in marks}
+        with writing(source / EXTRAS, pq.read_schema(source / EXTRAS)) as extras:
+            for row in known_extras(source / EXTRAS):
+                if row["id"] not in gone:
+                    extras.add(row)
     with writing(source / TABLE, SOURCE) as table:
         growth = Growth(table, iter_rows(source / TABLE, SOURCE), 1, marks)
     manifest = read_manifest(source)
@@ -227,14 +259,18 @@ def _clear_source(source: Path, marks: Marks, links: Sequence[str], world: Path)
 
 def _clear_world(source: Path, marks: Marks, world: Path) -> None:
     """A world lies under the root, and so its pictures are ours to remove; those of a folder of the user's are the user's."""
-    if not (source / SERVE).exists() or Path(read_json(source / SERVE)["folder"]) != world.absolute() or not world.is_dir():
+    served = read_json(source / SERVE) if (source / SERVE).exists() else {"folder": ""}
+    if not world.is_dir() or Path(served["folder"]) != world.absolute():
         return
-    files = {unquote(urlsplit(row["url"]).path).lstrip("/") for row in iter_rows(source / TABLE, SOURCE) if row["url"] in marks}
+    base, root = f"http://{HOST}:{served['port']}/", world.resolve()
+    links = (row["url"] for row in iter_rows(source / TABLE, SOURCE) if row["url"] in marks and row["url"].startswith(base))
+    files = [file for link in links if (file := file_below(root, urlsplit(link).path)) is not None]  # never one outside of the world
     captions = pq.read_table(world / "captions.parquet")
+    gone = pa.array([file.relative_to(root).as_posix() for file in files], pa.string())
     with replacing(world / "captions.parquet") as aside:
-        pq.write_table(captions.filter(pc.invert(pc.is_in(captions["file"], pa.array(sorted(files), pa.string())))), aside, compression="zstd")
+        pq.write_table(captions.filter(pc.invert(pc.is_in(captions["file"], gone))), aside, compression="zstd")
     for file in files:
-        remove(world / file)
+        remove(file)
 
 
 def _digest(folder: Path) -> str:
@@ -261,9 +297,13 @@ def _restate_store(store: Path, shards: Path) -> None:
     manifest, shards_manifest = read_manifest(store), read_manifest(shards)
     if manifest is None or shards_manifest is None or not manifest.finished:
         return
-    made_from = {part.name: part_origin(part.digest, manifest.inputs["clip"], manifest.config) for part in _records(shards)}
+    made_from = {part.name: part_origin(_seen_digest(shards, part), manifest.inputs["clip"], manifest.config) for part in _records(shards)}
     is_whole = made_from == {part.name: part.made_from for part in _records(store)}
-    _restate_parts(store, {"shards": shards_manifest.digest} if is_whole else {})
+    try:
+        inputs = {"shards": shards_digest(shards)} if is_whole else {}
+    except UnclipError:  # `curate` is not up to date, so neither is the store
+        inputs = {}
+    _restate_parts(store, inputs)
     try:
         write_stats(store)
     except UnclipError:  # too few rows are left to train on; the stage says so when it is run

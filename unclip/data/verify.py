@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from unclip.data.contracts import CURATED as VERDICTS
 from unclip.data.contracts import read_table
 from unclip.data.manifest import Part, finished_manifest, read_part
-from unclip.data.select import RECORD
+from unclip.data.select import RECORDS
 from unclip.data.shards import kept_rows
 from unclip.files import UnclipError, remove, sha256_file
 from unclip.layout import CURATED, SELECTED
@@ -64,7 +64,7 @@ def verify(shards: Path, store: Path, clip: Path) -> list[Fault]:
             faults += [Fault("embed", name, what) for what in _first(checks)]
             bar.advance()
     if selected.is_dir():
-        faults += [Fault("select", RECORD, what) for what in _first(_recorded(selected, RECORD))]
+        faults += [Fault("select", name, what) for name in RECORDS for what in _first(_recorded(selected, name))]
     return faults
 
 

@@ -12,8 +12,9 @@ def headline(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     held_out = sum(number for name, number in splits.items() if name != TRAIN)
     tiles = [_tile("training pairs", splits.get(TRAIN, 0), "count", f"{held_out:,} held out")]
     for target in report["targets"]:
-        note = f"{target['split']}; {target['low']:.0%} to {target['high']:.0%}; the aim is {target['target']:.0%} ({target['set_for']})"
-        tiles.append(_tile(target["label"], target["value"], "share", note, state="good" if target["value"] >= target["target"] else "bad"))
+        ends = f"{target['low']:.0%} to {target['high']:.0%}" if target["number"] else "no picture to judge it by"
+        note = f"{target['split']}; {ends}; the aim is {target['target']:.0%} ({target['set_for']})"
+        tiles.append(_tile(target["label"], target["value"], "share", note, state="good" if target["reached"] else "bad"))
     ladder = report["ladder"]
     rows = {row["name"]: row["splits"] for row in ladder["rows"]}
     shown = {(target["split"], target["metric"]) for target in report["targets"]}
@@ -39,5 +40,5 @@ LABELS = {
 }
 
 
-def _tile(label: str, value: float, kind: str, note: str, *, state: str = "") -> dict[str, Any]:
+def _tile(label: str, value: float | None, kind: str, note: str, *, state: str = "") -> dict[str, Any]:
     return {"label": label, "value": value, "kind": kind, "note": note, "state": state}

@@ -11,7 +11,7 @@ from unclip.evaluation.heldout import SHAPES, TEXT, TRUE
 from unclip.evaluation.judge_scenes import wrong_parts
 from unclip.evaluation.manipulations import Manipulated
 from unclip.evaluation.picture_measures import CopySheet, Made
-from unclip.evaluation.pictures import comparison_sheet, contact_sheet, save_png
+from unclip.evaluation.pictures import COLUMNS, comparison_sheet, contact_sheet, save_png
 from unclip.evaluation.ways import CAPTION_ALONE, REAL, TEXT_DECODER, hidden_name
 from unclip.files import replacing
 
@@ -41,7 +41,8 @@ def write_pictures(folder: Path, made: Made, copies: CopySheet | None, manipulat
                 wrong = wrong_parts(picture, caption) if world == SHAPES else None
                 samples.append({"split": one.split, "key": key, "caption": caption, "file": f"{PICTURES}/{name}", "wrong": wrong})
             comparisons[one.split] = f"{PICTURES}/compared-{number}.png"
-            comparison_sheet({label: pictures[row][: len(captions)] for row, label in shown.items()}, captions).save(aside / f"compared-{number}.png")
+            compared = captions[:COLUMNS]  # one line of columns: with a dozen ways a second would be far below the first
+            comparison_sheet({label: pictures[row][: len(compared)] for row, label in shown.items()}, compared).save(aside / f"compared-{number}.png")
         if copies is not None:
             comparison_sheet({"generated": copies.generated, "nearest in training": copies.training}, copies.labels).save(aside / COPIES)
         sheets = {} if manipulated is None else manipulated.sheets

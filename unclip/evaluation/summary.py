@@ -17,10 +17,9 @@ def targets_table(report: Mapping[str, Any]) -> Table | None:
         return None
     table = _table(f"from captions, {report['chosen']}", "reached", "95 %", "aim", "pictures")
     for target in report["targets"]:
-        reached = target["value"] >= target["target"]
-        ends = f"{100 * target['low']:.0f} to {100 * target['high']:.0f}"
+        ends = f"{100 * target['low']:.0f} to {100 * target['high']:.0f}" if target["number"] else MISSING
         values = [_percent(target["value"]), ends, _percent(target["target"]), str(target["number"])]
-        table.add_row(Text(f"{target['split']}: {target['label']}"), *values, style="green" if reached else "red")
+        table.add_row(Text(f"{target['split']}: {target['label']}"), *values, style="green" if target["reached"] else "red")
     return table
 
 

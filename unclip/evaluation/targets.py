@@ -33,7 +33,9 @@ ABOUT = {"shapes": "preset small, an hour of decoder training on two CPU cores",
 
 
 def measure_targets(world: str, judges: Mapping[str, Any], chosen: str) -> list[dict[str, Any]]:
-    """Each target of a world with what the row `chosen` reached; what no picture can be judged by is left out.
+    """Each target of a world with what the row `chosen` reached, where its split was measured.
+
+    `value`, `low` and `high` are None where no picture could be judged by it, such as binding where none has the attributes asked for.
 
     Args:
         judges: the section `judge` of the report.
@@ -41,8 +43,10 @@ def measure_targets(world: str, judges: Mapping[str, Any], chosen: str) -> list[
     measured = []
     for target in TARGETS.get(world, ()):
         judge = next(one for one in judges["judges"] if one["name"] == target.judge)
-        found = judge["splits"].get(target.split, {"rows": {}})["rows"].get(chosen, {}).get(target.metric)
-        if found is not None:
-            about = {"label": target.label, "split": target.split, "judge": target.judge, "metric": target.metric, "target": target.value}
-            measured.append(about | {"set_for": ABOUT[world], "value": found["mean"], "low": found["low"], "high": found["high"], "number": found["number"]})
+        if target.split not in judge["splits"]:
+            continue
+        found = judge["splits"][target.split]["rows"][chosen].get(target.metric, {"mean": None, "low": None, "high": None, "number": 0})
+        about = {"label": target.label, "split": target.split, "judge": target.judge, "metric": target.metric, "target": target.value}
+        about |= {"set_for": ABOUT[world], "value": found["mean"], "reached": found["mean"] is not None and found["mean"] >= target.value}
+        measured.append(about | {name: found[name] for name in ("low", "high", "number")})
     return measured

@@ -18,6 +18,7 @@ from unclip.files import UnclipError, read_json, write_json
 CONFIG, STEM, OWN = "config.json", "diffusion_pytorch_model", "unclip.safetensors"
 CHANGED = 1e-5  # the largest relative difference of weights that are still those which were exported
 NETWORK, MOST_OWN = "network", 1000
+MOST_SIDE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class Component:
 
     def expected(self, ours: Mapping[str, Tensor]) -> Shapes:
         """Names and shapes of its tensors; `ours` may lie on the meta device."""
-        return shapes_of(give_all(self.links, ours))
+        with torch.device("meta"):  # what theirs has and ours has not is not made either
+            return shapes_of(give_all(self.links, ours))
 
 
 def write_component(folder: Path, component: Component, ours: Mapping[str, Tensor], *, network: Mapping[str, Any]) -> None:
@@ -130,11 +132,11 @@ class Reader:
 
     def __init__(self, folder: Path, config: Mapping[str, Any], shapes: Shapes) -> None:
         self._where, self._config = folder / CONFIG, config
-        self._most = sum(torch.Size(shape).numel() for shape in shapes.values())
+        self._most = max((side for shape in shapes.values() for side in shape), default=0)
         self.num_tensors = len(shapes)
 
     def size(self, name: str, default: int | None = None) -> int:
-        """A positive number that can't be larger than all the weights there are: who made the file does not decide how much memory is asked for.
+        """A positive number that can't be larger than the longest side of any tensor: who made the file does not decide how much is asked for.
 
         Raises:
             UnclipError: it is missing or none of that.
@@ -147,6 +149,14 @@ class Reader:
         if not isinstance(values, list) or not 0 < len(values) <= self.num_tensors:
             raise UnclipError(f"{name} in {self._where} must be a list of sizes, got {values!r}")
         return [self._checked(name, value) for value in values]
+
+    def side(self, name: str) -> int:
+        """Side of a picture in pixels."""
+        return self._checked(name, self._config.get(name), most=MOST_SIDE)
+
+    def product(self, name: str, by: str, defaults: tuple[int, int]) -> int:
+        """The product of two sizes that is one itself."""
+        return self._checked(f"{name} times {by}", self.size(name, defaults[0]) * self.size(by, defaults[1]))
 
     def count(self, name: str, default: int | None = None) -> int:
         """A number of blocks, each of which has tensors of its own."""
@@ -200,9 +210,10 @@ class Reader:
             if came != value:
                 raise UnclipError(f"{name} in {self._where} is {came!r}; unclip's network has no counterpart for that, expected {value!r}")
 
-    def _checked(self, name: str, value: object) -> int:
+    def _checked(self, name: str, value: object, *, most: int | None = None) -> int:
+        limit = self._most if most is None else most
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise UnclipError(f"{name} in {self._where} must be a positive number, got {value!r}")
-        if value > self._most:
-            raise UnclipError(f"{name} in {self._where} is {value:,}, but its weights are {self._most:,} numbers in all")
+        if value > limit:
+            raise UnclipError(f"{name} in {self._where} is {value:,}; its weights allow {limit:,} at the most")
         return value

@@ -85,6 +85,10 @@ def _config_for(config: RunConfig, found: Found, run: str) -> RunConfig:
 
 def _write_runs(config: RunConfig, paths: Paths, found: Found) -> tuple[Path, ...]:
     inputs = {"imported": "", **found.files}
+    used = {"prior": found.prior, "decoder": found.decoder, "upsampler": found.upsamplers or None}
+    for name, model in used.items():
+        if model is not None:
+            _require_free(getattr(paths, name), inputs)
     runs = []
     if found.prior is not None:
         shape, state = found.prior
@@ -132,9 +136,7 @@ def _hide_with_empty(found: Found, clip_folder: Path) -> None:
 
 def _write(run: Path, stage: str, kind: str, section: Any, network: Mapping[str, Any], state: State, inputs: Mapping[str, str]) -> str:
     """Writes a run that ended before its first step; returns the digest of its weights."""
-    earlier = read_manifest(run)
-    if earlier is not None and dict(earlier.inputs) != dict(inputs):
-        raise UnclipError(f"{run} holds another model; give the imported one another name with --run, or remove that folder")
+    _require_free(run, inputs)
     opened = Stage(run, stage, section, inputs)
     folder = checkpoint.step_folder(run, 0)
     content = {"kind": kind, "network": dict(network)}
@@ -142,6 +144,12 @@ def _write(run: Path, stage: str, kind: str, section: Any, network: Mapping[str,
     digest = checkpoint.digest(folder)
     opened.finish(counts={"steps": 0, "rows_in": 0, "kept": 0, "rejected": {}}, digest=digest)
     return digest
+
+
+def _require_free(run: Path, inputs: Mapping[str, str]) -> None:
+    earlier = read_manifest(run)
+    if earlier is not None and dict(earlier.inputs) != dict(inputs):
+        raise UnclipError(f"{run} holds another model; give the imported one another name with --run, or remove that folder")
 
 
 def _finish(run: Path, stage: str, section: Any, inputs: Mapping[str, str], digest: str, **more: Any) -> None:

@@ -76,7 +76,7 @@ def prior_from_diffusers(folder: Path, noising: Noising) -> PriorShape:
     """
     reader = Reader(folder, read_component_config(folder, CLASS), component_shapes(folder))
     emb_width, head_width = reader.size("embedding_dim", 768), reader.size("attention_head_dim", 64)
-    width = head_width * reader.size("num_attention_heads", 32)
+    width = reader.product("attention_head_dim", "num_attention_heads", (64, 32))
     reader.require(ONLY, defaults=ONLY)
     for name, implied in {"time_embed_dim": width, "embedding_proj_dim": emb_width, "clip_embed_dim": emb_width}.items():
         reader.require_implied(name, implied)

@@ -87,7 +87,7 @@ def unet_from_diffusers(reader: Reader, *, attends: bool) -> UNetShape:
     """
     reader.require(ONLY, defaults=ONLY)
     widths = reader.sizes("block_out_channels")
-    channels, image_size = widths[0], reader.size("sample_size")
+    channels, image_size = widths[0], reader.side("sample_size")
     if any(width % channels for width in widths):
         raise UnclipError(f"block_out_channels must be multiples of the first one, got {widths}; unclip's U-Net has a whole multiple for each level")
     sides = [image_size // 2**level for level in range(len(widths))]

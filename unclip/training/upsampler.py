@@ -15,6 +15,7 @@ from unclip.data.degrade import Corruption
 from unclip.data.loader import Piece, as_pixels
 from unclip.data.manifest import Manifest, Stage, finished_manifest, is_current, runtime
 from unclip.data.pictures import PictureConfig, open_pictures
+from unclip.data.store import rows_digest
 from unclip.diffusion.loss import StepSampling, min_snr_weight, steps_at
 from unclip.diffusion.process import add_noise, target
 from unclip.diffusion.schedule import make_schedule
@@ -131,7 +132,7 @@ class UpsamplerFamily:
 
 def upsampler_inputs(shards: Path, store: Path) -> dict[str, str]:
     """What the stage would read today."""
-    return {"shards": finished_manifest(shards, "download").digest, "embeddings": finished_manifest(store, "embed").digest}
+    return {"shards": finished_manifest(shards, "download").digest, "embeddings": rows_digest(store)}
 
 
 def upsamplers_are_current(shards: Path, store: Path, run: Path, config: UpsamplerStageConfig) -> bool:
