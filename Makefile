@@ -46,7 +46,7 @@ test: environment-dev
 test-all: test
 	$(BIN)/pytest -n 2 --dist loadgroup -m slow
 
-bench: environment-dev $(PEERS)/prior/installed $(PEERS)/decoder/installed
+bench: environment-dev $(PEERS)/prior/installed $(PEERS)/decoder/installed $(PEERS)/store/installed
 	$(BIN)/python -m tests.benchmarks --peers $(PEERS) $(ONLY)
 
 format: environment-dev

@@ -11,7 +11,8 @@ from prefect import flow
 from flows.artifacts import show_counts, show_report
 from flows.stages import work_on, work_on_network
 from unclip.config import RunConfig
-from unclip.stages import paths_of, pending
+from unclip.models import paths_of
+from unclip.stages import pending
 
 
 @flow(name="everything", persist_result=False)

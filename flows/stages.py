@@ -13,7 +13,8 @@ from flows.artifacts import Progress, show_counts, show_report
 from flows.process import StageError, run_child
 from unclip.config import RunConfig, as_dict
 from unclip.files import write_json
-from unclip.stages import STAGES, is_done, paths_of, result_of, run_stage
+from unclip.models import paths_of
+from unclip.stages import STAGES, is_done, result_of, run_stage
 
 Counts = dict[str, Any]
 

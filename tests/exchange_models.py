@@ -13,9 +13,9 @@ from unclip.data.manifest import Stage
 from unclip.decoder import Decoder, DecoderConfig
 from unclip.exchange.decoder import DecoderShape
 from unclip.exchange.prior import PriorShape
+from unclip.models import paths_of
 from unclip.nn.unet import UNetConfig
 from unclip.prior.diffusion import DiffusionPrior, DiffusionPriorConfig
-from unclip.stages import paths_of
 from unclip.training.prior import section_of
 from unclip.training.upsampler import UpsamplerFamily
 from unclip.upsampler import Upsampler, UpsamplerConfig

@@ -40,8 +40,8 @@ from unclip.manipulate.reconstruct import components_of
 from unclip.manipulate.reconstruct import reconstruct as reconstruct_picture
 from unclip.manipulate.roundtrip import RoundTrip, measure_round_trip
 from unclip.manipulate.variations import vary
+from unclip.models import load_models, origins_of, paths_of
 from unclip.prior.condition import PriorKind
-from unclip.stages import load_models, origins_of, paths_of
 
 Picture = Image.Image | Path | str | np.ndarray | Tensor
 PriorChoice = Literal["first", "none"] | PriorKind

@@ -19,6 +19,7 @@ from unclip.diffusion.schedule import ScheduleName, make_schedule
 from unclip.nn.embeddings import StepEmbedding, sinusoidal
 from unclip.nn.unet import Context, UNet, UNetConfig, zeroed
 
+PIXEL_CLAMP = 1.0  # of x0, in sampling and where the bound is computed
 MAX_CONDITION_NOISE = 1000  # levels of noise on the embedding, as Stable unCLIP has them; 0 is none
 
 

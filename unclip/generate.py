@@ -20,7 +20,7 @@ from torch import Tensor
 from unclip.clip import Clip
 from unclip.data.loader import as_pictures, as_pixels
 from unclip.data.picture import as_images
-from unclip.decoder import MAX_CONDITION_NOISE, Decoder, DecoderCondition
+from unclip.decoder import MAX_CONDITION_NOISE, PIXEL_CLAMP, Decoder, DecoderCondition
 from unclip.diffusion.guidance import Network, guided_by_two
 from unclip.diffusion.sampling import Denoiser, Noise, SamplerName, make_denoiser, sample
 from unclip.diffusion.schedule import Schedule, make_schedule, respace
@@ -29,7 +29,6 @@ from unclip.prior.condition import Prior, PriorSampling, TextCondition, best_of,
 from unclip.progress import progress
 from unclip.upsampler import Upsampler, UpsamplerSampling, upsample
 
-PIXEL_CLAMP = 1.0
 # told apart in the seeds, so that no two share noise
 PRIOR_STREAM, DECODER_STREAM, CONDITION_STREAM, *UPSAMPLER_STREAMS, MANIPULATE_STREAM = 1, 2, 3, 4, 5, 6
 

@@ -1,49 +1,29 @@
 """The stages in their order: what each reads under the root, what it leaves there, and whether it has anything to do."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from unclip.clip import load_clip
 from unclip.config import RunConfig
 from unclip.data.curate import curate, curate_inputs
 from unclip.data.download import download, download_inputs
 from unclip.data.embed import embed, embed_inputs
 from unclip.data.index import build_index, index_inputs
-from unclip.data.manifest import Manifest, finished_manifest, is_current, read_manifest
-from unclip.data.marks import read_marks, write_marks
+from unclip.data.manifest import Manifest, finished_manifest, is_current
+from unclip.data.marks import read_marks
 from unclip.data.select import select, select_inputs
 from unclip.data.source import SourceConfig, build_source, source_inputs
-from unclip.data.store import rows_digest
-from unclip.data.takedown import Takedown, erase, links_of, marked_rows
-from unclip.data.verify import Fault, discard, verify
-from unclip.decoder import load_decoder
 from unclip.evaluation.config import EvaluateSection, evaluate_inputs
-from unclip.evaluation.duplicates import SHEET, draw_clusters, is_drawn
-from unclip.files import UnclipError, exclusive, remove
-from unclip.generate import Models
-from unclip.layout import SELECTED, Paths, lay_out
-from unclip.prior.condition import PriorKind
+from unclip.evaluation.duplicates import draw_clusters, is_drawn
+from unclip.files import UnclipError, exclusive
+from unclip.layout import Paths
+from unclip.models import device_of, load_models, paths_of
 from unclip.training.clip import clip_inputs, clip_is_trained, make_or_import_clip
 from unclip.training.decoder import decoder_inputs, decoder_is_trained, train_decoder
-from unclip.training.prior import family_of, load_trained_prior, prior_inputs, priors_are_current, train_priors, trained_priors
-from unclip.training.run import last_checkpoint
-from unclip.training.upsampler import UpsamplerFamily, load_trained_upsamplers, train_upsamplers, upsampler_inputs, upsamplers_are_current
+from unclip.training.prior import family_of, prior_inputs, priors_are_current, train_priors, trained_priors
+from unclip.training.upsampler import UpsamplerFamily, train_upsamplers, upsampler_inputs, upsamplers_are_current
 from unclip.worlds.write import write_world
-
-
-def paths_of(config: RunConfig) -> Paths:
-    """The folders that a config names."""
-    return lay_out(Path(config.root), clip=config.clip.name, prior=config.prior.run, decoder=config.decoder.run, upsampler=config.upsampler.run)
-
-
-def device_of(config: RunConfig) -> str:
-    """The device for work that is not training: a GPU where there is one, unless CLIP is told to stay off it."""
-    return "cuda" if config.clip.training.device == "auto" and torch.cuda.is_available() else "cpu"
 
 
 @dataclass(frozen=True)
@@ -108,7 +88,7 @@ def _run_select(config: RunConfig, paths: Paths) -> Manifest:
     return manifest
 
 
-def _evaluate_section(config: RunConfig) -> EvaluateSection:
+def evaluate_section(config: RunConfig) -> EvaluateSection:
     world = "" if config.world is None else config.world.name
     return EvaluateSection(world=world, prior=config.prior.kinds[0], evaluate=config.evaluate, generate=config.generate)
 
@@ -117,7 +97,7 @@ def _run_evaluate(config: RunConfig, paths: Paths) -> Manifest:
     from unclip.evaluation.report import evaluate  # plots and judges, which no other stage should wait for
 
     priors = trained_priors(paths.prior, device=device_of(config))
-    return evaluate(paths, load_models(config, config.prior.kinds[0]), priors, _evaluate_section(config))
+    return evaluate(paths, load_models(config, config.prior.kinds[0]), priors, evaluate_section(config))
 
 
 STAGES: Mapping[str, Stage] = {
@@ -200,7 +180,7 @@ STAGES: Mapping[str, Stage] = {
     "evaluate": Stage(
         does="generates from held-out captions, measures, and writes the report",
         folder=lambda paths: paths.report,
-        section=_evaluate_section,
+        section=evaluate_section,
         inputs=lambda config, paths: evaluate_inputs(paths, config.evaluate),
         run=_run_evaluate,
     ),
@@ -257,173 +237,3 @@ def pending(config: RunConfig) -> list[str]:
         UnclipError: a folder was made with another config.
     """
     return [name for name in STAGES if not is_done(name, config)]
-
-
-def verify_data(config: RunConfig) -> list[Fault]:
-    """What is wrong with the shards and the embedding store of a root; see `verify`.
-
-    Raises:
-        UnclipError: a stage has not finished, or another run holds the root.
-    """
-    paths = paths_of(config)
-    with exclusive(paths.root):
-        return verify(paths.shards, paths.embeddings, paths.clip)
-
-
-def repair_data(config: RunConfig) -> list[Fault]:
-    """Makes again the shards and parts that are at fault, and no others; returns what was wrong.
-
-    Raises:
-        UnclipError: a stage has not finished, another run holds the root, or a fault is still there afterwards.
-    """
-    paths = paths_of(config)
-    with exclusive(paths.root):
-        faults = verify(paths.shards, paths.embeddings, paths.clip)
-        discard(faults, paths.shards, paths.embeddings)
-        at_fault = {fault.stage for fault in faults}
-        if "download" in at_fault:
-            STAGES["download"].run(config, paths)
-        if at_fault & {"download", "curate"}:
-            STAGES["curate"].run(config, paths)
-        if at_fault & {"download", "curate", "embed"}:
-            STAGES["embed"].run(config, paths)
-        if faults:
-            STAGES["select"].run(config, paths)
-            if left := verify(paths.shards, paths.embeddings, paths.clip):
-                raise UnclipError(f"{len(left)} parts are still at fault, the first is {left[0].part} ({left[0].what}); remove {paths.root} and run again")
-    return faults
-
-
-def remove_data(config: RunConfig, *, keys: Sequence[str], urls: Sequence[str]) -> tuple[Takedown, list[Path]]:
-    """Takes links down, by themselves or by keys of their rows; see `unclip.data.takedown`.
-
-    Curation, store and index follow. The report, and indexes of other CLIPs, go: their stages make them again. Models stay.
-
-    Returns:
-        what was taken down, and the folders of models that were trained while it was there.
-
-    Raises:
-        UnclipError: the source stage has not finished, a key is unknown, a link is none; or another run holds the root.
-    """
-    paths = paths_of(config)
-    with exclusive(paths.root):
-        finished_manifest(paths.source, "source")
-        links = links_of(paths.source, keys, urls)
-        before = read_marks(paths.root)
-        marks = before.with_links(links)
-        if marks != before:
-            write_marks(paths.root, marks)
-        gone = marked_rows(paths.source, marks)
-        if gone:
-            remove(paths.report)  # it shows pictures and captions; of a takedown that was killed the rows are still there
-            for store in _folders(paths.embeddings.parent):
-                remove(store / SELECTED / SHEET)
-        done = erase(
-            gone, paths.source, paths.shards, _folders(paths.embeddings.parent), marks, links, world=paths.world,
-            curate_again=lambda: _run_again("curate", config),
-        )  # fmt: skip
-        _run_again("select", config)
-        for index in _folders(paths.index.parent):
-            if index != paths.index:
-                remove(index)
-        _run_again("index", config)
-    trained = [*_folders(paths.clip.parent), *_folders(paths.prior.parent), *_folders(paths.decoder.parent)]
-    return done, [run for run in trained if gone and (found := read_manifest(run)) is not None and not found.config.get("model")]
-
-
-def _follow(config: RunConfig, paths: Paths) -> None:
-    """What was made of the shards before is made again where they have changed."""
-    for name in ("curate", "embed", "select"):
-        manifest = read_manifest(STAGES[name].folder(paths))
-        if manifest is None or not manifest.finished:
-            return
-        if not is_done(name, config):
-            STAGES[name].run(config, paths)
-
-
-def _digest_of_rows(store: Path) -> str | None:
-    """What stands for the rows of a store, None where a stage has to work on it first."""
-    try:
-        return rows_digest(store)
-    except UnclipError:
-        return None
-
-
-def _run_again(name: str, config: RunConfig) -> None:
-    """Runs a stage that has been here and is out of date, where what it reads is finished; it is left to its turn elsewhere."""
-    paths = paths_of(config)
-    stage = STAGES[name]
-    if read_manifest(stage.folder(paths)) is None or is_done(name, config):
-        return
-    try:
-        stage.inputs(config, paths)
-    except UnclipError:
-        return
-    stage.run(config, paths)
-
-
-def _folders(parent: Path) -> list[Path]:
-    return sorted(path for path in parent.glob("*") if path.is_dir() and not path.name.startswith("."))
-
-
-def measure_priors(config: RunConfig) -> dict[str, Any]:
-    """Measures the trained priors of a root alone, holding the root; see `evaluate_priors`. No decoder is needed.
-
-    Raises:
-        UnclipError: a stage before the prior, or the prior, has not finished; or another run holds the root.
-    """
-    from unclip.evaluation.prior_report import evaluate_priors
-
-    paths, device = paths_of(config), device_of(config)
-    with exclusive(paths.root):
-        finished_manifest(paths.clip, "clip")
-        priors = trained_priors(paths.prior, device=device)
-        return evaluate_priors(paths, load_clip(paths.clip, device=device), priors, _evaluate_section(config))
-
-
-def measure_upsamplers(config: RunConfig, *, num: int, generated: bool) -> dict[str, Any]:
-    """Measures the trained upsamplers of a root alone, holding the root; see `evaluate_upsamplers`.
-
-    Args:
-        generated: whether on generated pictures too, for which prior and decoder must have been trained.
-
-    Raises:
-        UnclipError: a stage that is needed has not finished, there is no upsampler, or another run holds the root.
-    """
-    from unclip.evaluation.upsampler import evaluate_upsamplers
-
-    paths, low_size = paths_of(config), config.decoder.network.unet.image_size
-    with exclusive(paths.root):
-        upsamplers = load_trained_upsamplers(paths.upsampler, config.upsampler, device=device_of(config))
-        models = load_models(config, config.prior.kinds[0]) if generated else None
-        return evaluate_upsamplers(paths, upsamplers, models, _evaluate_section(config), low_size=low_size, num=num)
-
-
-def load_models(config: RunConfig, prior: PriorKind | None) -> Models:
-    """The trained models of a root, for generation; without a prior text embeddings are used as image embeddings.
-
-    Raises:
-        UnclipError: a stage has not finished.
-    """
-    paths, device = paths_of(config), device_of(config)
-    finished_manifest(paths.clip, "clip")
-    chosen = None if prior is None else load_trained_prior(paths.prior, prior, device=device)
-    decoder = load_decoder(last_checkpoint(paths.decoder, "decoder"), device=device)
-    return Models(load_clip(paths.clip, device=device), chosen, decoder, load_trained_upsamplers(paths.upsampler, config.upsampler, device=device))
-
-
-def origins_of(config: RunConfig, prior: PriorKind | None) -> dict[str, str]:
-    """Which models `load_models` gives, each by a name and a digest of what it is: a record for the pictures made with them.
-
-    Raises:
-        UnclipError: a stage has not finished.
-    """
-    paths = paths_of(config)
-    kind = "none" if prior is None else f"{prior} {finished_manifest(paths.prior / prior, f'prior-{prior}').digest}"
-    upsampler = f"{config.upsampler.run} {finished_manifest(paths.upsampler, 'upsampler').digest}" if config.upsampler.num_upsamplers else "none"
-    return {
-        "clip": f"{config.clip.name} {finished_manifest(paths.clip, 'clip').digest}",
-        "prior": kind,
-        "decoder": f"{config.decoder.run} {finished_manifest(paths.decoder, 'decoder').digest}",
-        "upsampler": upsampler,
-    }

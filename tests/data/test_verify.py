@@ -13,7 +13,7 @@ from unclip.config import load_config
 from unclip.data.embed import write_part
 from unclip.data.verify import Fault, verify
 from unclip.files import read_json, sha256_file, write_json
-from unclip.stages import repair_data
+from unclip.operations import repair_data
 
 pytestmark = pytest.mark.xdist_group("pipeline")
 

@@ -20,7 +20,7 @@ from unclip.exchange.prior import PriorShape, prior_component
 from unclip.exchange.upsampler import upsampler_component
 from unclip.exchange.weights import read_weights
 from unclip.files import UnclipError
-from unclip.stages import paths_of
+from unclip.models import paths_of
 
 UNETS = {
     "decoder.network.unet.positions": {"positions": True},

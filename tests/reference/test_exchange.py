@@ -22,9 +22,9 @@ from unclip.exchange.exported import export_models
 from unclip.exchange.imported import import_models
 from unclip.exchange.prior import PriorShape, prior_component
 from unclip.exchange.upsampler import on_meta, upsampler_component
+from unclip.models import paths_of
 from unclip.prior.condition import TextCondition
 from unclip.prior.diffusion import DiffusionPrior, load_diffusion_prior
-from unclip.stages import paths_of
 from unclip.training.run import last_checkpoint
 from unclip.training.upsampler import load_trained_upsamplers
 from unclip.upsampler import Upsampler, enlarged

@@ -10,7 +10,8 @@ import torch
 from tests.pipeline import copied
 from unclip.config import RunConfig, load_config
 from unclip.files import UnclipError
-from unclip.stages import is_done, load_models, paths_of, pending, result_of, run_stage
+from unclip.models import load_models, paths_of
+from unclip.stages import is_done, pending, result_of, run_stage
 from unclip.training.upsampler import UpsamplerTraining, load_trained_upsamplers
 from unclip.upsampler import UpsamplerConfig
 

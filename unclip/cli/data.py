@@ -20,7 +20,7 @@ def verify(*, root: Root) -> None:
 
     Ends with exit code 1 where one is at fault.
     """
-    from unclip.stages import verify_data
+    from unclip.operations import verify_data
 
     faults = verify_data(resolve(root=root))
     if faults:
@@ -32,7 +32,7 @@ def verify(*, root: Root) -> None:
 @app.command(group=DATA)
 def repair(*, root: Root) -> None:
     """Make again the shards and parts of the embedding store that `unclip verify` finds at fault, and no others."""
-    from unclip.stages import repair_data
+    from unclip.operations import repair_data
 
     faults = repair_data(resolve(root=root))
     if faults:
@@ -60,7 +60,7 @@ def remove(
         Links, or files with one a line.
     """
     from unclip.data.takedown import splits_of
-    from unclip.stages import remove_data
+    from unclip.operations import remove_data
 
     asked_keys, asked_urls = _values(keys or []), _values(urls or [])
     if not asked_keys and not asked_urls:

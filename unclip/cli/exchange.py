@@ -26,7 +26,7 @@ def export(
         One of them, or all that have been trained.
     """
     from unclip.exchange.exported import MODEL_NAMES, PAGE, export_models
-    from unclip.stages import paths_of
+    from unclip.models import paths_of
 
     exported = export_models(paths_of(resolve(root=root)), out, MODEL_NAMES if model == "all" else (model,))
     for name, reason in exported.left_out.items():
@@ -49,7 +49,7 @@ def import_(
         Whose layout it is. Karlo's has the sizes of the root's config: give --preset karlo.
     """
     from unclip.exchange.imported import import_models
-    from unclip.stages import paths_of
+    from unclip.models import paths_of
 
     imported = import_models(resolve(preset, config, root), paths_of, folder, format, run)
     remember(imported.config)

@@ -47,9 +47,9 @@ def search(
         What to write: a contact sheet (.png), or a table of all hits (.parquet, .csv).
     """
     from unclip.data.index import open_index
+    from unclip.models import paths_of
     from unclip.search import hit_table
     from unclip.search import search as find
-    from unclip.stages import paths_of
 
     if out.suffix not in (".png", ".parquet", ".csv"):
         raise UnclipError(f"--out must end in .png, .parquet or .csv, got {out.name}")
@@ -65,8 +65,8 @@ def search(
 
 def _queries(config: "RunConfig", text: str, image: Path | None, key: str, file: Path | None, column: str) -> "Batch":
     from unclip.clip import load_clip
+    from unclip.models import paths_of
     from unclip.search import Batch, embed_captions, embed_picture, read_batch, stored_embeddings
-    from unclip.stages import paths_of
 
     if sum([bool(text), image is not None, bool(key), file is not None]) != 1:
         raise UnclipError("search takes a caption, --image PICTURE, --key KEY or --file FILE, one of the four")
@@ -95,8 +95,8 @@ def _write(out: Path, found: "pa.Table", config: "RunConfig") -> None:
 
     from unclip.evaluation.pictures import contact_sheet, save_png
     from unclip.files import replacing
+    from unclip.models import paths_of
     from unclip.search import pictures_of
-    from unclip.stages import paths_of
 
     if out.suffix == ".png":
         names = list(dict.fromkeys(found["query"].to_pylist()))[:ON_SHEET]

@@ -19,7 +19,8 @@ RUN_LOCK = ".run.lock"
 
 def _show_plan(config: "RunConfig") -> None:
     from unclip.config import as_dict
-    from unclip.stages import STAGES, is_done, paths_of
+    from unclip.models import paths_of
+    from unclip.stages import STAGES, is_done
 
     console.print_json(data=as_dict(config))
     table = Table("stage", "would be", "folder", "what it does", title="Nothing was done; this would be:", title_justify="left")
@@ -30,7 +31,7 @@ def _show_plan(config: "RunConfig") -> None:
 
 
 def _show_results(config: "RunConfig") -> None:
-    from unclip.stages import paths_of
+    from unclip.models import paths_of
 
     report = paths_of(config).report
     _show_quality(report)
@@ -89,7 +90,7 @@ def work_on(name: str, config: "RunConfig", dry_run: bool, section: Any = None) 
         used = config if section is None else dataclasses.replace(config, **{name: section})
         manifest, worked = run_stage(name, used)
     if name == "evaluate":
-        from unclip.stages import paths_of
+        from unclip.models import paths_of
 
         _show_quality(paths_of(config).report)
     _show_stage(name, config, manifest, worked)
@@ -107,7 +108,8 @@ def _show_quality(report: Path) -> None:
 
 
 def _show_stage(name: str, config: "RunConfig", manifest: "Manifest", worked: bool) -> None:
-    from unclip.stages import STAGES, paths_of
+    from unclip.models import paths_of
+    from unclip.stages import STAGES
 
     if why := STAGES[name].idle(config):
         console.print(f"{name}: nothing to do, because {why}", highlight=False)
@@ -163,7 +165,8 @@ def evaluate_prior(*, root: Root) -> None:
     Writes prior.html (one page), prior.png and prior.json into the root's report folder.
     """
     from unclip.evaluation.prior_report import PAGE, ladder_table
-    from unclip.stages import measure_priors, paths_of
+    from unclip.models import paths_of
+    from unclip.operations import measure_priors
 
     config = resolve(root=root)
     measured = measure_priors(config)
@@ -187,7 +190,8 @@ def evaluate_upsampler(*, root: Root, num: int = 32, generated: bool = True) -> 
         Measure on generated pictures too; without, neither prior nor decoder need be trained.
     """
     from unclip.evaluation.upsampler import SHEET, upsampler_table
-    from unclip.stages import measure_upsamplers, paths_of
+    from unclip.models import paths_of
+    from unclip.operations import measure_upsamplers
 
     if num < 1:
         raise UnclipError(f"--num must be at least 1, got {num}")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unclip.decoder import Decoder, DecoderConfig
+from unclip.decoder import PIXEL_CLAMP, Decoder, DecoderConfig
 from unclip.exchange.component import Component, Reader, component_shapes, own_setting, read_component_config
 from unclip.exchange.links import Link, State, both, folded, missing_there, modules, nothing_here, renamed, strided
 from unclip.exchange.prior import NUM_EMPTY_TEXT
@@ -20,7 +20,6 @@ from unclip.exchange.unet import CONDITION_CLASS, UNetShape, karlo_unet_links, u
 from unclip.files import UnclipError
 
 TEXT_NAME, TEXT_CLASS, UNET_NAME = "text_proj", "UnCLIPTextProjModel", "decoder"
-PIXEL_CLAMP = 1.0
 ONLY = {"embedding": "image", "text_states": True, "condition_noise": 0}
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from unclip.decoder import Decoder, DecoderCondition
+from unclip.decoder import PIXEL_CLAMP, Decoder, DecoderCondition
 from unclip.diffusion.loss import bound_term, bound_weight, min_snr_weight, steps_at
 from unclip.diffusion.process import add_noise, join_output, split_output, target
 from unclip.diffusion.sampling import read_output
@@ -17,8 +17,6 @@ from unclip.training.metrics import loss_by_step
 
 if TYPE_CHECKING:
     from unclip.training.decoder import DecoderStageConfig
-
-PIXEL_CLAMP = 1.0  # as in sampling
 
 
 @dataclass(frozen=True)
