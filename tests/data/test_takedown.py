@@ -273,3 +273,22 @@ def test_the_command_leaves_a_root_that_is_whole(root: Path, tmp_path: Path) -> 
 def test_nothing_to_remove_is_said(tmp_path: Path) -> None:
     with pytest.raises(UnclipError, match="expected what to remove: give --keys or --urls"):
         remove(root=str(tmp_path))
+
+
+def test_a_link_that_leads_out_of_the_world_removes_nothing_there(tmp_path: Path) -> None:
+    """Whoever writes the table of links must not be able to have any file of the machine removed."""
+    (tmp_path / "root/world").mkdir(parents=True)
+    for file in ("root/world/a.png", "precious.png", "root/precious.png"):
+        (tmp_path / file).write_bytes(b"picture")
+    pq.write_table(pa.table({"file": ["a.png"], "caption": ["a"]}), tmp_path / "root/world/captions.parquet")
+    links = [f"http://127.0.0.1:8000/{path}" for path in ("..%2f..%2fprecious.png", "%2e%2e/precious.png", "a.png")]
+    pq.write_table(pa.table({"url": links, "caption": ["x", "y", "z"]}), tmp_path / "links.parquet")
+    source = tmp_path / "root/source"
+    build_source(source, SourceConfig(path=str(tmp_path / "links.parquet"), allow_private=True, heldout_fraction=0.0))
+    write_json(source / "serve.json", {"folder": str((tmp_path / "root/world").absolute()), "port": 8000})
+    known = read_table(source / "table.parquet", SOURCE)["url"].to_pylist()
+    assert len(known) == 3
+    take_down(tmp_path / "root", urls=known)
+    assert (tmp_path / "precious.png").exists()
+    assert (tmp_path / "root/precious.png").exists()
+    assert not (tmp_path / "root/world/a.png").exists()

@@ -239,12 +239,6 @@ def _clear_source(source: Path, marks: Marks, links: Sequence[str], world: Path)
                 is_marked = leads_to(marks, row["url"]) or row["url"] in shown
                 rejected.add(row | {"url": None, "caption": None, "detail": ""} if is_marked else row)
     if (source / EXTRAS).exists():
-        gone = {row["id"] for row in iter_rows(source / TABLE, SOURCE) if row["url"] in marks}
-        with writing(source / EXTRAS, pq.read_schema(source / EXTRAS)) as extras:
-            for row in known_extras(source / EXTRAS):
-                if row["id"] not in gone:
-                    extras.add(row)
-    if (source / EXTRAS).exists():
         gone = {row["id"] for row in iter_rows(source / TABLE, SOURCE) if not row["url"] or row["url"] in marks}
         with writing(source / EXTRAS, pq.read_schema(source / EXTRAS)) as extras:
             for row in known_extras(source / EXTRAS):

@@ -21,6 +21,8 @@ from unclip.data.stream import read_ahead
 from unclip.files import UnclipError
 from unclip.progress import progress
 
+KEPT_BYTES = 256 * 2**20  # of preprocessed pairs that a process keeps: a set that fits is decoded once, of a large one a part
+
 
 @dataclass(frozen=True)
 class PairBatch:
@@ -72,10 +74,22 @@ class _Reading:
     def __init__(self, pairs: ClipPairs) -> None:
         self._pairs, self._encoded = pairs, PictureReader(pairs.places)
         self._preprocess, self._tokenize = training_preprocess(pairs.tower), make_tokenizer(pairs.tower)
+        self._kept: dict[int, tuple[Tensor, Tensor]] = {}
+        self._room = KEPT_BYTES
 
     def __call__(self, turn: tuple[np.ndarray, np.ndarray]) -> PairBatch:
-        rows = turn[0].tolist()
-        return PairBatch(torch.stack([self._pixels(row) for row in rows]), self._tokenize([self._pairs.captions[row].as_py() for row in rows]))
+        pixels, token_ids = zip(*(self._pair(row) for row in turn[0].tolist()), strict=True)
+        return PairBatch(torch.stack(pixels), torch.stack(token_ids))
+
+    def _pair(self, row: int) -> tuple[Tensor, Tensor]:
+        if row in self._kept:
+            return self._kept[row]
+        pair = self._pixels(row), self._tokenize([self._pairs.captions[row].as_py()])[0]
+        size = sum(part.nbytes for part in pair)
+        if size <= self._room:
+            self._kept[row] = pair
+            self._room -= size
+        return pair
 
     def _pixels(self, row: int) -> Tensor:
         content = self._encoded(row)
