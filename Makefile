@@ -41,10 +41,10 @@ test: environment-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -n 2 --dist loadgroup -m "not slow"
+	$(BIN)/pytest -n 2 -m "not slow"
 
 test-all: test
-	$(BIN)/pytest -n 2 --dist loadgroup -m slow
+	$(BIN)/pytest -n 2 -m slow
 
 bench: environment-dev $(PEERS)/prior/installed $(PEERS)/decoder/installed $(PEERS)/store/installed
 	$(BIN)/python -m tests.benchmarks --peers $(PEERS) $(ONLY)

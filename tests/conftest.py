@@ -4,6 +4,9 @@ import os
 
 os.environ.update(DO_NOT_TRACK="1", NO_ALBUMENTATIONS_UPDATE="1", HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1")
 
+import fcntl
+import json
+import signal
 import subprocess
 from pathlib import Path
 
@@ -11,6 +14,9 @@ import pytest
 import torch
 
 from tests.pipeline import WATCH_THE_NETWORK, command, environment
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's `&`: what the tests start would be deaf to Ctrl-C too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -20,16 +26,31 @@ def _one_thread_a_worker() -> None:
 
 @pytest.fixture(scope="session")
 def whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, "subprocess.CompletedProcess[str]", Path]:
-    """`unclip run --preset tiny`, the real flow, while every connection but to this machine is refused and written down."""
-    folder = tmp_path_factory.mktemp("whole")
-    (folder / "watch").mkdir()
+    """`unclip run --preset tiny`, the real flow, while every connection but to this machine is refused and written down.
+
+    It is run once for all test processes: the first that wants it makes it, others wait for that.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "whole"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "said.json").exists():
+            _run_whole(folder)
+    said = json.loads((folder / "said.json").read_text())
+    return folder / "root", subprocess.CompletedProcess(**said), folder / "network.log"
+
+
+def _run_whole(folder: Path) -> None:
+    (folder / "watch").mkdir(exist_ok=True)
     (folder / "watch" / "sitecustomize.py").write_text(WATCH_THE_NETWORK)
     log = folder / "network.log"
     log.touch()
-    watched = environment(PYTHONPATH=str(folder / "watch"), NETWORK_LOG=str(log))
+    watched = environment(PYTHONPATH=os.pathsep.join([str(folder / "watch"), *filter(None, [os.environ.get("PYTHONPATH")])]), NETWORK_LOG=str(log))
     done = subprocess.run(command("run", folder / "root", "--preset", "tiny"), env=watched, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    return folder / "root", done, log
+    said = {"args": done.args, "returncode": done.returncode, "stdout": done.stdout, "stderr": done.stderr}
+    (folder / "said.json").write_text(json.dumps(said))
 
 
 @pytest.fixture(scope="session")

@@ -15,8 +15,6 @@ import pytest
 
 from tests.pipeline import STAGES, WATCH_THE_NETWORK, command, copied, environment, folder_of, manifest, unclip
 
-pytestmark = pytest.mark.xdist_group("pipeline")
-
 
 def test_it_ends_with_pictures_and_a_report(whole_run: tuple[Path, "subprocess.CompletedProcess[str]", Path]) -> None:
     root, done, _ = whole_run

@@ -13,7 +13,6 @@ from unclip.cli.app import app
 from unclip.cli.options import split_settings
 
 HERE = Path(__file__).resolve().parents[1]
-pytestmark = pytest.mark.xdist_group("pipeline")
 
 
 def blocks(name: str) -> list[str]:

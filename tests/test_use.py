@@ -14,7 +14,6 @@ from unclip.cli.app import app
 from unclip.files import UnclipError
 from unclip.gallery import read_png_text
 
-pytestmark = pytest.mark.xdist_group("pipeline")
 FEW = ("--steps", "4", "--no-upsample")
 
 

@@ -244,7 +244,6 @@ def test_killed_before_any_of_its_renames_the_same_command_does_the_rest(made: P
     assert moment > 30
 
 
-@pytest.mark.xdist_group("pipeline")
 def test_the_command_leaves_a_root_that_is_whole(root: Path, tmp_path: Path) -> None:
     copy = copied(root, tmp_path / "root")
     serve = copy / "source/serve.json"

@@ -15,8 +15,6 @@ from unclip.data.verify import Fault, verify
 from unclip.files import read_json, sha256_file, write_json
 from unclip.operations import repair_data
 
-pytestmark = pytest.mark.xdist_group("pipeline")
-
 
 @pytest.fixture
 def copy(root: Path, tmp_path: Path) -> Path:

@@ -22,6 +22,8 @@ import httpx
 import pytest
 from prefect.testing.utilities import prefect_test_harness
 
+from flows.serve import DEPLOYMENTS
+
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -72,7 +74,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         try:
             wait_for("the server", lambda: _answers(f"{api}/health"), 60)
             serve = _start(["flows.serve", "--preset", "tiny", "--root", str(root)], environment, serve_log)
-            wait_for("nine deployments", lambda: len(httpx.post(f"{api}/deployments/filter", json={}).json()) >= 9, 60)
+            wait_for("the deployments", lambda: len(httpx.post(f"{api}/deployments/filter", json={}).json()) == len(DEPLOYMENTS), 60)
             yield Served(api, root, port, server.pid)
         except BaseException:
             print((folder / "server.log").read_text(), (folder / "serve.log").read_text())

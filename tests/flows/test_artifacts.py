@@ -16,8 +16,6 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from flows.artifacts import MAX_IMAGE_BYTES, Progress, data_uri, flat, percent_in, show_counts, show_report
 from unclip.progress import Bar
 
-pytestmark = pytest.mark.xdist_group("prefect")
-
 COUNTS = {"source": {"rows_in": 120, "kept": 117, "rejected": {"no caption": 3}, "shards": 3}, "index": {"rows": 117}}
 
 

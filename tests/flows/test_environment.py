@@ -13,8 +13,6 @@ import pytest
 from flows.environment import SERVER, STARTED_BY, reap_orphans
 from tests.flows.conftest import REPOSITORY, clean_environment, wait_for
 
-pytestmark = pytest.mark.xdist_group("prefect")
-
 PREPARE = "from pathlib import Path; from flows.environment import {name}; {name}(Path({root!r}))\n"
 SLEEP = "import time; time.sleep(60)"
 

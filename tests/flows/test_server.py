@@ -6,13 +6,10 @@ from pathlib import Path
 
 import httpx
 import psutil
-import pytest
 import yaml
 
 from flows.serve import DEPLOYMENTS
 from tests.flows.conftest import REPOSITORY, Served, clean_environment, wait_for
-
-pytestmark = pytest.mark.xdist_group("prefect")
 
 
 def deployment(served: Served, name: str) -> dict:

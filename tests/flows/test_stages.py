@@ -19,8 +19,6 @@ from unclip.config import RunConfig, load_config
 from unclip.files import UnclipError
 from unclip.stages import STAGES
 
-pytestmark = pytest.mark.xdist_group("prefect")
-
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:

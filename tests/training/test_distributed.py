@@ -20,8 +20,6 @@ from unclip.cli.train import without_nproc
 from unclip.files import UnclipError
 from unclip.training.config import TrainingConfig
 
-pytestmark = pytest.mark.xdist_group("pipeline")
-
 TORCHRUN = ["-m", "torch.distributed.run", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--local-addr", "127.0.0.1", "--nproc-per-node", "2"]
 
 

@@ -15,8 +15,6 @@ from unclip.stages import is_done, pending, result_of, run_stage
 from unclip.training.upsampler import UpsamplerTraining, load_trained_upsamplers
 from unclip.upsampler import UpsamplerConfig
 
-pytestmark = pytest.mark.xdist_group("pipeline")
-
 
 @pytest.fixture
 def config(root: Path, tmp_path: Path) -> RunConfig:
