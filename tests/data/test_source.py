@@ -277,3 +277,10 @@ def test_a_cleaned_url_is_plain_ascii_and_stays_as_it_is(text: str) -> None:
     assert cleaned.isascii()
     assert " " not in cleaned
     assert cleaned_url(cleaned, allow_private=False) == cleaned
+
+
+def test_a_header_that_holds_lines_is_still_one_line_of_error(tmp_path: Path) -> None:
+    (tmp_path / "links.csv").write_bytes(b'"\n')
+    with pytest.raises(UnclipError, match="has no column 'url'") as caught:
+        build_source(tmp_path / "source", SourceConfig(path=str(tmp_path / "links.csv")))
+    assert "\n" not in str(caught.value)

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from unclip.files import UnclipError
 
 BATCH_ROWS = 16_384
+SHOWN_NAMES = 500  # characters of the column names in an error
 MAX_FIELD = 1_000_000  # characters in one CSV field
 
 
@@ -62,7 +63,8 @@ def _reader(path: Path) -> Callable[[Path, list[str]], Iterator[Row]]:
 def _check_columns(path: Path, wanted: list[str], there: list[str]) -> None:
     missing = [name for name in wanted if name not in there]
     if missing:
-        raise UnclipError(f"{path} has no column {missing[0]!r}; its columns are {', '.join(there) or 'none'}. Set the column names in the source config")
+        names = ", ".join(" ".join(name.split()) for name in there)[:SHOWN_NAMES]  # a stranger's header may hold lines
+        raise UnclipError(f"{path} has no column {missing[0]!r}; its columns are {names or 'none'}. Set the column names in the source config")
 
 
 def _read_parquet(path: Path, columns: list[str]) -> Iterator[Row]:
