@@ -83,18 +83,17 @@ def index(contender: str, folder: Path) -> dict[str, Any]:
             max_index_memory_usage="4G", current_memory_available="8G", metric_type="ip", nb_cores=1,
         )  # fmt: skip
         assert built is not None, "autofaiss gave no index"
-        search: Callable[[np.ndarray], np.ndarray] = lambda asked: built.search(asked, K)[1]  # noqa: E731
+        searched: Any = built
         size = (folder / "auto.index").stat().st_size
     else:
         from unclip.data.index import INDEX, IndexConfig, build_index, open_index
 
         out = folder / contender.replace(" ", "-")
         build_index(folder / "store", out, IndexConfig(kind=contender.removeprefix("unclip, "), recall_target=0.8))  # type: ignore[arg-type]
-        opened = open_index(out)
-        search = lambda asked: opened.search(asked, K)[1]  # noqa: E731
+        searched = open_index(out)
         size = (out / INDEX).stat().st_size
     build, started = time.process_time() - started, time.process_time()
-    found = np.concatenate([search(query[None]) for query in queries])
+    found = np.concatenate([searched.search(query[None], K)[1] for query in queries])
     each = (time.process_time() - started) / len(queries)
     truth = np.argpartition(-(queries @ vectors.T), K, axis=1)[:, :K]
     recall = np.mean([len(set(a) & set(b)) / K for a, b in zip(found.tolist(), truth.tolist(), strict=True)])
