@@ -18,7 +18,8 @@ from unclip.training.upsampler import load_trained_upsamplers
 
 def paths_of(config: RunConfig) -> Paths:
     """The folders that a config names."""
-    return lay_out(Path(config.root), clip=config.clip.name, prior=config.prior.run, decoder=config.decoder.run, upsampler=config.upsampler.run)
+    runs = {"prior": config.prior.run, "decoder": config.decoder.run, "upsampler": config.upsampler.run, "report": config.evaluate.run}
+    return lay_out(Path(config.root), clip=config.clip.name, **runs)
 
 
 def device_of(config: RunConfig) -> str:

@@ -75,7 +75,7 @@ def remove_data(config: RunConfig, *, keys: Sequence[str], urls: Sequence[str]) 
             write_marks(paths.root, marks)
         gone = marked_rows(paths.source, marks)
         if gone:
-            remove(paths.report)  # it shows pictures and captions; of a takedown that was killed the rows are still there
+            remove(paths.report.parent)  # every version's: they show pictures and captions; of a takedown that was killed the rows are still there
             for store in _folders(paths.embeddings.parent):
                 remove(store / SELECTED / SHEET)
         done = erase(

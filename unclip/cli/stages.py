@@ -7,14 +7,12 @@ from cyclopts import App
 from rich.table import Table
 
 from unclip.cli.app import STAGES, app, console, evaluate_app
-from unclip.cli.options import Column, ConfigFile, DryRun, Preset, Root, Source, remember, resolve
-from unclip.files import UnclipError, exclusive
+from unclip.cli.options import Column, ConfigFile, DryRun, Preset, Root, Source, resolve
+from unclip.files import UnclipError
 
 if TYPE_CHECKING:
     from unclip.config import RunConfig
     from unclip.data.manifest import Manifest
-
-RUN_LOCK = ".run.lock"
 
 
 def _show_plan(config: "RunConfig") -> None:
@@ -50,26 +48,27 @@ def run(
     world
         An embedded data set instead of a source of your own.
     """
-    resolved = resolve(preset, config, root, source, url_column, caption_column, world)
+    resolved = resolve(preset, config, root, source, url_column, caption_column, world, in_use=False)
     if not resolved.source.path and resolved.world is None:
         raise UnclipError("expected a source: give --source TABLE_OR_FOLDER, or --preset demo for the embedded data set")
     if dry_run:
         _show_plan(resolved)
         return
-    from unclip.stages import pending
+    from unclip.night import is_idle, only_run
+    from unclip.versions import in_use, remember
 
-    if not pending(resolved):
+    if is_idle(resolved):
         console.print("All stages are done; nothing was to do.")
     else:
         from flows.environment import prepare
 
-        with exclusive(Path(resolved.root), RUN_LOCK):
+        with only_run(resolved):  # the flow holds it again: a second run is refused before it starts a server
             remember(resolved)
-            prepare(Path(resolved.root))
-            from flows.everything import everything
+        prepare(Path(resolved.root))
+        from flows.everything import everything
 
-            everything(resolved)
-    _show_results(resolved)
+        everything(resolved)
+    _show_results(in_use(resolved))
 
 
 def work_on(name: str, config: "RunConfig", dry_run: bool, section: Any = None) -> None:
@@ -81,6 +80,7 @@ def work_on(name: str, config: "RunConfig", dry_run: bool, section: Any = None) 
         return
     from unclip.stages import pending, run_stage
     from unclip.training.processes import crew
+    from unclip.versions import remember
 
     with crew() as leads:
         if not leads:
