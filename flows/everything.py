@@ -15,6 +15,7 @@ from flows.stages import Counts, work_on, work_on_network
 from unclip.config import RunConfig
 from unclip.models import paths_of
 from unclip.night import Night, begin, decide, only_run, tidy, trained, unfinished
+from unclip.operations import take_down_gone
 from unclip.stages import pending
 from unclip.versions import in_use
 
@@ -42,9 +43,12 @@ def everything(config: RunConfig) -> dict[str, Any]:
 
 
 def data(config: RunConfig) -> dict[str, Counts]:
-    """The stages that models are trained on: new rows are added, removed ones taken out, and nothing is done twice."""
+    """The stages that models are trained on: new rows are added, those that have gone are taken out, and nothing is done twice."""
+    source = work_on("source", config)  # links and captions -> one table, and what was rejected
+    if (gone := take_down_gone(config)) is not None:
+        get_run_logger().info("%d rows have gone from the source and were taken down", len(gone.rows))
     return {
-        "source": work_on("source", config),  # links and captions -> one table, and what was rejected
+        "source": source,
         "download": work_on_network("download", config),  # -> shards of pictures
         "curate": work_on("curate", config),  # rules without a model: duplicates, poor captions
         "clip": work_on("clip", config),  # -> the CLIP that gives pictures and captions one space

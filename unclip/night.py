@@ -181,10 +181,9 @@ def _measured_like(config: RunConfig, current: Version, version: Version) -> Run
 
 def _wants_more(config: RunConfig, ledger: Ledger, current: Version) -> bool:
     """Whether the config asks for more of models that go by it: another kind of prior, more steps, another measurement."""
-    used = config_of(config, current)
-    if current.parent:
-        return not is_done("evaluate", used)
-    return current == ledger.versions[-1] and any(not is_done(name, used) for name in (*SECTIONS, "evaluate"))
+    if current.parent or current != ledger.versions[-1]:
+        return False
+    return any(not is_done(name, config_of(config, current)) for name in (*SECTIONS, "evaluate"))
 
 
 def _put(root: Path, ledger: Ledger, version: Version) -> tuple[Ledger, Version]:

@@ -4,10 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from unclip.clip import load_clip
 from unclip.config import RunConfig
 from unclip.data.manifest import finished_manifest, read_manifest
 from unclip.data.marks import read_marks, write_marks
+from unclip.data.source import GONE_TABLE
 from unclip.data.takedown import Takedown, erase, links_of, marked_rows
 from unclip.data.verify import Fault, discard, verify
 from unclip.evaluation.duplicates import SHEET
@@ -89,6 +92,20 @@ def remove_data(config: RunConfig, *, keys: Sequence[str], urls: Sequence[str]) 
         _run_again("index", config)
     trained = [run for folder in (paths.clip, paths.prior, paths.decoder, paths.upsampler) for run in _folders(folder.parent)]
     return done, [run for run in trained if gone and (found := read_manifest(run)) is not None and not found.config.get("model")]
+
+
+def take_down_gone(config: RunConfig) -> Takedown | None:
+    """Takes down what the source stage found to have gone, where the config wants it; None where there is nothing.
+
+    Raises:
+        UnclipError: another run holds the root.
+    """
+    gone = paths_of(config).source / GONE_TABLE
+    if not (config.source.follow_removals and gone.is_file()):
+        return None
+    done, _ = remove_data(config, keys=(), urls=pq.read_table(gone)["url"].to_pylist())
+    remove(gone)  # only now: a kill before does it again, and finds it done
+    return done
 
 
 def _run_again(name: str, config: RunConfig) -> None:
