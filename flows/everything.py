@@ -14,9 +14,8 @@ from flows.artifacts import show_counts, show_numbers, show_report
 from flows.stages import Counts, work_on, work_on_network
 from unclip.config import RunConfig
 from unclip.models import paths_of
-from unclip.night import Night, begin, decide, only_run, tidy, trained, unfinished
+from unclip.night import Night, begin, check, decide, only_run, tidy, trained, unfinished
 from unclip.operations import take_down_gone
-from unclip.stages import pending
 from unclip.versions import in_use
 
 
@@ -29,9 +28,9 @@ def everything(config: RunConfig) -> dict[str, Any]:
     """
     with only_run(config):
         counts: dict[str, Counts] = {}
+        check(config)
         if (left := unfinished(config)) is not None:  # an earlier run died in it
             counts |= models(left)
-        pending(config)  # a config that does not fit the root is refused before anything is done
         counts |= data(config)
         if (night := begin(config)) is not None:
             counts |= models(night)

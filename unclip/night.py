@@ -20,7 +20,7 @@ from unclip.evaluation.gate import NightConfig, Verdict, judge, numbers_of
 from unclip.files import UnclipError, exclusive, read_json, remove
 from unclip.layout import Paths
 from unclip.models import paths_of
-from unclip.stages import is_done
+from unclip.stages import STAGES, is_done
 from unclip.training.config import TrainingConfig
 from unclip.versions import RUN_LOCK, SECTIONS, TRAINED, Ledger, State, Version, config_of, now, read_ledger, sections_of, write_ledger
 
@@ -54,8 +54,18 @@ def only_run(config: RunConfig) -> Iterator[None]:
     Raises:
         UnclipError: another one is at work.
     """
-    with exclusive(Path(config.root), RUN_LOCK):
+    with exclusive(paths_of(config).root, RUN_LOCK):
         yield
+
+
+def check(config: RunConfig) -> None:
+    """Looks whether a config fits the root before anything is done; models only where the first version goes by it still.
+
+    Raises:
+        UnclipError: a folder was made with another config.
+    """
+    for name in DATA if read_ledger(paths_of(config).root).current else STAGES:
+        is_done(name, config)
 
 
 def is_idle(config: RunConfig) -> bool:
@@ -66,7 +76,7 @@ def is_idle(config: RunConfig) -> bool:
     """
     if any(not is_done(name, config) for name in DATA):
         return False
-    ledger = read_ledger(Path(config.root))
+    ledger = read_ledger(paths_of(config).root)
     current = ledger.current
     if current is None or ledger.open is not None or ledger.versions[-1].data != _digest(paths_of(config)):
         return False
@@ -75,7 +85,7 @@ def is_idle(config: RunConfig) -> bool:
 
 def unfinished(config: RunConfig) -> Night | None:
     """The version that an earlier run left open on the data that the root still has: it is finished before new rows are read."""
-    ledger = read_ledger(Path(config.root))
+    ledger = read_ledger(paths_of(config).root)
     version = ledger.open
     if version is None or not version.data or version.data != _digest(paths_of(config)):
         return None
@@ -88,11 +98,14 @@ def begin(config: RunConfig) -> Night | None:
     Raises:
         UnclipError: a data stage has not finished.
     """
-    root, paths, ledger = Path(config.root), paths_of(config), read_ledger(Path(config.root))
+    paths = paths_of(config)
+    root, ledger = paths.root, read_ledger(paths.root)
     finished_manifest(paths.selected, "select")
     data = _digest(paths)
     if (left := ledger.open) is not None:
-        if left.data == data or not left.parent:
+        if left.data == data:
+            return _night(config, ledger, left)
+        if not left.parent:
             return _night(config, *_put(root, ledger, dataclasses.replace(left, data=data, rows=_rows(paths), last_shard=_last_shard(paths))))
         ledger, _ = _put(root, ledger, dataclasses.replace(left, state="abandoned", why="the data changed before its end", ended=now()))
         remove_folders(paths_of(config_of(config, left)), paths)
@@ -109,15 +122,15 @@ def begin(config: RunConfig) -> Night | None:
 
 def trained(night: Night, stage: str) -> Night:
     """Takes down that a stage of a version has been trained, so that a run that goes on does not train it for another night."""
-    ledger = read_ledger(Path(night.config.root))
+    ledger = read_ledger(paths_of(night.config).root)
     version = ledger.version(night.version.name)
-    _, changed = _put(Path(night.config.root), ledger, dataclasses.replace(version, done=[*version.done, stage]))
+    _, changed = _put(paths_of(night.config).root, ledger, dataclasses.replace(version, done=[*version.done, stage]))
     return dataclasses.replace(night, version=changed)
 
 
 def decide(night: Night) -> list[Verdict]:
     """Puts a version to use, or refuses it; the reports of both must be there. Returns what each rule said."""
-    root, ledger = Path(night.config.root), read_ledger(Path(night.config.root))
+    root, ledger = paths_of(night.config).root, read_ledger(paths_of(night.config).root)
     after = read_json(paths_of(night.config).report / REPORT)
     before = None if night.rival is None else read_json(paths_of(night.rival).report / REPORT)
     verdicts = [] if before is None else judge(before, after, night.config.night.rules)
@@ -138,7 +151,7 @@ def tidy(config: RunConfig) -> list[str]:
     Returns:
         the versions whose folders went.
     """
-    root, ledger = Path(config.root), read_ledger(Path(config.root))
+    root, ledger = paths_of(config).root, read_ledger(paths_of(config).root)
     if ledger.current is None:
         return []
     ended = [version for version in ledger.versions if version.state in ("used", "refused") and version != ledger.current and not version.removed]

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from unclip.config import RunConfig, as_dict, check_config, load_config
 from unclip.files import UnclipError, exclusive, read_json, write_json
 from unclip.layout import RUN_CONFIG
+from unclip.models import paths_of
 
 LEDGER = "versions.json"
 RUN_LOCK = ".run.lock"  # held by a run over all stages
@@ -133,14 +134,14 @@ def config_of(config: RunConfig, version: Version) -> RunConfig:
 
 def in_use(config: RunConfig) -> RunConfig:
     """A root's config with the models that are in use there; as it is where no run has come so far."""
-    current = read_ledger(Path(config.root)).current
+    current = read_ledger(paths_of(config).root).current
     return config if current is None else config_of(config, current)
 
 
 def remember(config: RunConfig) -> None:
     """Writes a config into its root, where later commands find it; of a version's models the root keeps its own sections."""
-    path = Path(config.root) / RUN_CONFIG
-    if any(version.parent and version.name == config.evaluate.run for version in read_ledger(Path(config.root)).versions):
+    path = paths_of(config).root / RUN_CONFIG
+    if any(version.parent and version.name == config.evaluate.run for version in read_ledger(paths_of(config).root).versions):
         own = load_config(file=path)
         evaluate = dataclasses.replace(config.evaluate, run=own.evaluate.run, last_shard=own.evaluate.last_shard)
         config = dataclasses.replace(config, **{name: getattr(own, name) for name in SECTIONS}, evaluate=evaluate)
@@ -155,7 +156,7 @@ def adopt(config: RunConfig, name: str) -> bool:
     Args:
         config: the one that uses them.
     """
-    root = Path(config.root)
+    root = paths_of(config).root
     ledger = read_ledger(root)
     if ledger.current is None:
         return False
