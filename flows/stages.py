@@ -1,4 +1,4 @@
-"""One flow a stage, and the task that they share with the whole pipeline: most are a child process that works on the data root."""
+"""The task that works on one stage, as a child process where it takes long, and a flow for each model and for the report alone."""
 
 import logging
 import sys
@@ -69,76 +69,6 @@ def is_worth_retrying(_task: object, _run: TaskRun, state: State[Any]) -> bool:
 work_on_network = work_on.with_options(
     retries=len(RETRY_SECONDS), retry_delay_seconds=list(RETRY_SECONDS), retry_jitter_factor=0.2, retry_condition_fn=is_worth_retrying
 )
-
-
-@flow(name="source", persist_result=False)
-def source(config: RunConfig) -> Counts:
-    """Reads the table or folder of links and captions, and rejects what can't be used.
-
-    Args:
-        config: the whole run; what is left out has its default.
-    """
-    return _shown("source", work_on("source", config))
-
-
-@flow(name="download", persist_result=False)
-def download(config: RunConfig) -> Counts:
-    """Fetches the pictures into WebDataset shards.
-
-    Args:
-        config: the whole run; what is left out has its default.
-    """
-    return _shown("download", work_on_network("download", config))
-
-
-@flow(name="curate", persist_result=False)
-def curate(config: RunConfig) -> Counts:
-    """Drops rows by rules that need no model: duplicates, small pictures, captions that say nothing.
-
-    Args:
-        config: the whole run; what is left out has its default.
-    """
-    return _shown("curate", work_on("curate", config))
-
-
-@flow(name="clip", persist_result=False)
-def clip(config: RunConfig) -> Counts:
-    """Trains a small CLIP on the shards, or takes one from open_clip.
-
-    Args:
-        config: the whole run; what is left out has its default.
-    """
-    return _shown("clip", work_on("clip", config))
-
-
-@flow(name="embed", persist_result=False)
-def embed(config: RunConfig) -> Counts:
-    """Embeds pictures and captions into the Parquet store.
-
-    Args:
-        config: the whole run; what is left out has its default.
-    """
-    return _shown("embed", work_on("embed", config))
-
-
-@flow(name="select", persist_result=False)
-def select(config: RunConfig) -> Counts:
-    """Drops rows by their embeddings: unlike pairs, near duplicates, leaks from training to evaluation.
-
-    Args:
-        config: the whole run; what is left out has its default.
-    """
-    return _shown("select", work_on("select", config))
-
-
-@flow(name="index", persist_result=False)
-def index(config: RunConfig) -> Counts:
-    """Builds the FAISS index and measures its recall.
-
-    Args:
-        config: the whole run; what is left out has its default.
-    """
-    return _shown("index", work_on("index", config))
 
 
 @flow(name="prior", persist_result=False)

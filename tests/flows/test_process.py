@@ -1,7 +1,10 @@
 """A stage's child process: how it ends is told apart, its lines are heard, and it never outlives the flow."""
 
+import asyncio
+import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -99,6 +102,31 @@ def test_a_child_that_had_the_groups_signal_already_still_saves(reason: type[Bas
     with pytest.raises(reason):
         run_child([*python(SAVES), str(tmp_path / "state"), str(int(number))], name="prior", say=Stop(reason))
     assert (tmp_path / "state").read_text() == "saved"
+
+
+def test_a_stop_beside_the_terminals_is_no_impatience(tmp_path: Path) -> None:
+    asked = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1))  # as `unclip serve` asks its runs to stop, after a Ctrl-C that they had too
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: sys.exit(143))
+    try:
+        asked.start()
+        with pytest.raises(KeyboardInterrupt):
+            run_child([*python(SAVES), str(tmp_path / "state")], name="prior", say=Stop(KeyboardInterrupt))
+        asked.join()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert (tmp_path / "state").read_text() == "saved"
+
+
+def test_a_place_that_is_lost_while_the_server_is_away_stops_nothing() -> None:
+    heard: list[str] = []
+
+    def say(line: str) -> None:
+        heard.append(line)
+        if line == "1":
+            raise asyncio.CancelledError  # as Prefect throws it when a lease can't be renewed
+
+    run_child(python("import time\nfor n in range(4): print(n, flush=True); time.sleep(0.05)"), name="prior", say=say)
+    assert heard == ["0", "1", "2", "3"]
 
 
 def test_a_child_that_will_not_stop_is_killed() -> None:
