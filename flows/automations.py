@@ -1,5 +1,6 @@
 """What a server does by itself: it marks runs that went silent as crashed, and tells someone of what went wrong."""
 
+import asyncio
 import os
 from collections.abc import Sequence
 from datetime import timedelta
@@ -82,3 +83,7 @@ async def automate() -> Sequence[str]:
         for left in there.values():
             await client.delete_automation(left)
     return [automation.name for automation in wanted]
+
+
+if __name__ == "__main__":  # for the server of PREFECT_API_URL, where workers run the deployments; `unclip serve` does it by itself
+    print("\n".join(asyncio.run(automate())))

@@ -57,38 +57,37 @@ def status_of(root: Path) -> Status:
 
 def _asked(api: str) -> Status:
     from prefect.client.orchestration import get_client  # only now: Prefect reads the environment when it is imported
-    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterDeploymentId, FlowRunFilterState, FlowRunFilterStateType
     from prefect.client.schemas.objects import DeploymentStatus, StateType
     from prefect.client.schemas.sorting import FlowRunSort
     from prefect.exceptions import PrefectHTTPStatusError
 
-    waiting = FlowRunFilterStateType(any_=[StateType.SCHEDULED])
-    others = FlowRunFilterStateType(any_=[kind for kind in StateType if kind != StateType.SCHEDULED])
+    def state_in(*kinds: StateType) -> FlowRunFilterState:
+        return FlowRunFilterState(type=FlowRunFilterStateType(any_=list(kinds)))
+
+    def next_of(deployment: UUID) -> FlowRunFilter:
+        return FlowRunFilter(deployment_id=FlowRunFilterDeploymentId(any_=[deployment]), state=state_in(StateType.SCHEDULED))
+
+    begun = FlowRunFilter(state=state_in(*(kind for kind in StateType if kind != StateType.SCHEDULED)))
     try:
         with get_client(sync_client=True) as client:
             flows = {flow.id: flow.name for flow in client.read_flows()}
             found = client.read_deployments()
-            names: dict[UUID | None, str] = {one.id: f"{flows[one.flow_id]}/{one.name}" for one in found}
-            coming, last = (
-                client.read_flow_runs(flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=kind)), sort=sort, limit=LAST)
-                for kind, sort in ((waiting, FlowRunSort.NEXT_SCHEDULED_START_TIME_ASC), (others, FlowRunSort.EXPECTED_START_TIME_DESC))
-            )
+            coming = [
+                run for one in found for run in client.read_flow_runs(flow_run_filter=next_of(one.id), sort=FlowRunSort.NEXT_SCHEDULED_START_TIME_ASC, limit=1)
+            ]
+            last = client.read_flow_runs(flow_run_filter=begun, sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=LAST)
     except PrefectHTTPStatusError as error:
         raise UnclipError(f"the server at {api} refuses to answer ({error.response.status_code}); is PREFECT_API_AUTH_STRING its password?") from None
-    polled = sorted(names[one.id] for one in found if one.status == DeploymentStatus.READY)
+    names: dict[UUID | None, str] = {one.id: f"{flows[one.flow_id]}/{one.name}" for one in found}
     return Status(
         problem="" if names else f"the server at {api} has no deployment",
         api=api,
         deployments=sorted(names.values()),
-        polled=polled,
-        coming=[_run(one, names.get(one.deployment_id, one.name)) for one in _first_of_each(coming)],
+        polled=sorted(names[one.id] for one in found if one.status == DeploymentStatus.READY),
+        coming=[_run(one, names.get(one.deployment_id, one.name)) for one in coming],
         last=[_run(one, names.get(one.deployment_id, one.name)) for one in last],
     )
-
-
-def _first_of_each(runs: "Sequence[FlowRun]") -> "list[FlowRun]":
-    """The next run of each deployment: a schedule has its runs of a week ahead."""
-    return list({run.deployment_id: run for run in reversed(runs)}.values())[::-1]
 
 
 def _run(run: "FlowRun", deployment: str) -> Run:

@@ -59,7 +59,7 @@ def _check(root: str) -> None:
     if status.api:
         console.print(f"server: {status.api.removesuffix('/api')}", highlight=False)
     if status.problem:
-        console.print(status.problem, highlight=False, markup=False)
+        console.print(status.problem, highlight=False, markup=False, soft_wrap=True)
         raise SystemExit(NOT_UP)
     console.print(_deployments(status))
     if status.last:
