@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from flows.server import access_of, home_of
+from flows.server import access_of, home_of, new_credential
 
 SERVER = "prefect.server.api.server:create_app"  # in the command line of a temporary server
 SERVE = ("prefect", "server", "start")  # in that of the server of `unclip serve`
@@ -62,6 +62,7 @@ def set_environment(root: Path) -> None:
     if not os.environ.get("PREFECT_API_URL"):
         settings["PREFECT_LOGGING_LEVEL"] = "CRITICAL"
         settings["PREFECT_CLIENT_MAX_RETRIES"] = "2"  # a temporary server that is gone will not come back
+        settings["PREFECT_SERVER_API_AUTH_STRING"] = settings["PREFECT_API_AUTH_STRING"] = new_credential()
         os.environ[STARTED_BY] = str(os.getpid())
     for name, value in settings.items():
         os.environ.setdefault(name, value)

@@ -26,13 +26,18 @@ def home_of(root: Path) -> Path:
     return root.absolute() / ".prefect"
 
 
+def new_credential() -> str:
+    """A user and a password that nobody guesses."""
+    return f"{USER}:{secrets.token_urlsafe(32)}"
+
+
 def credential_of(home: Path) -> str:
     """The user and password of a root's server, made where there is none. No one else can read the file."""
     file = home / CREDENTIAL
     with contextlib.suppress(FileExistsError):
         handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(handle, "w") as written:
-            written.write(f"{USER}:{secrets.token_urlsafe(32)}")
+            written.write(new_credential())
     if file.stat().st_mode & 0o077:
         raise UnclipError(f"{file} can be read by others (mode {file.stat().st_mode & 0o777:o}); remove it, and a new one is made")
     credential = file.read_text()
