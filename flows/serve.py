@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import psutil
 
@@ -53,6 +54,7 @@ def serve(config: RunConfig, *, port: int, deployments: Path, say: Say) -> None:
                 raise UnclipError(f"no Prefect server answers at PREFECT_API_URL={url}; unset it, and `unclip serve` starts one of its own")
             asyncio.run(_work(offered, config, None, say, how_to_run(url, offered[0])))
             return
+        os.environ.pop("PREFECT_API_KEY", None)  # of a cloud; the client would send it instead of the password
         os.environ |= {"PREFECT_API_URL": address_of(port), "PREFECT_API_AUTH_STRING": credential_of(home)}
         set_environment(root)
         with LocalServer(home, port) as server:
@@ -73,8 +75,9 @@ async def _work(offered: Sequence[Deployment], config: RunConfig, server: LocalS
 
     # a pause on shutdown would outlive the shutdown: schedules are paused with `prefect deployment schedule pause`
     runner = Runner(name="unclip", pause_on_shutdown=False, limit=None, heartbeat_seconds=HEARTBEAT_SECONDS)
-    for deployment in offered:
-        await runner.aadd_deployment(await _runnable(deployment, config))
+    ids = [await runner.aadd_deployment(await _runnable(deployment, config)) for deployment in offered]
+    if server is not None:
+        await _forget_others(ids)
     await automate()
     working = asyncio.create_task(runner.start())
     await asyncio.sleep(0)  # by now the runner has taken SIGTERM for itself, and would leave its runs behind as if they ran
@@ -90,9 +93,10 @@ async def _work(offered: Sequence[Deployment], config: RunConfig, server: LocalS
     ended, _ = await asyncio.wait(reasons, return_when=asyncio.FIRST_COMPLETED)
     say("stopping: what runs saves its state first")
     await _stop(runner, working, spare=None if server is None else server.pid)
-    for reason in ended - {working}:
+    if working in ended and (error := working.exception()) is not None:
+        raise UnclipError(f"the server at {os.environ['PREFECT_API_URL']} was away for too long; what ran was stopped, and the next run goes on") from error
+    for reason in ended:
         reason.result()
-    working.result()
 
 
 async def _runnable(deployment: Deployment, config: RunConfig) -> "RunnerDeployment":
@@ -103,13 +107,25 @@ async def _runnable(deployment: Deployment, config: RunConfig) -> "RunnerDeploym
 
     ours = {"config": as_dict(config), "root": config.root}  # in the place of what the file has
     limit = deployment.concurrency_limit
-    return await load_flow_from_entrypoint(deployment.entrypoint).ato_deployment(
+    made = await load_flow_from_entrypoint(deployment.entrypoint).ato_deployment(
         name=deployment.name,
         schedules=[Cron(one.cron, timezone=one.timezone, active=one.active) for one in deployment.schedules],
         parameters={name: ours.get(name, value) for name, value in deployment.parameters.items()},
         concurrency_limit=ConcurrencyLimitConfig(limit=limit.limit, collision_strategy=ConcurrencyLimitStrategy(limit.collision_strategy)),
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
+    made.work_pool_name = made.work_queue_name = None  # set, so that one of the same name leaves the pool that it was deployed to
+    return made
+
+
+async def _forget_others(ids: Sequence[UUID]) -> None:
+    """Takes out what an earlier time offered: nobody would run what its schedules ask for."""
+    from prefect.client.orchestration import get_client
+
+    async with get_client() as client:
+        for there in await client.read_deployments():
+            if there.id not in ids and there.work_pool_name is None:
+                await client.delete_deployment(there.id)
 
 
 async def _keep_up(server: LocalServer, say: Say) -> None:

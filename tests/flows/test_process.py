@@ -7,9 +7,12 @@ import sys
 import threading
 import time
 from pathlib import Path
+from uuid import uuid4
 
 import psutil
 import pytest
+from prefect.concurrency._leases import maintain_concurrency_lease
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.process import StageError, StoppedError, run_child
 from unclip.files import UnclipError
@@ -127,6 +130,16 @@ def test_a_place_that_is_lost_while_the_server_is_away_stops_nothing() -> None:
 
     run_child(python("import time\nfor n in range(4): print(n, flush=True); time.sleep(0.05)"), name="prior", say=say)
     assert heard == ["0", "1", "2", "3"]
+
+
+@pytest.mark.slow
+def test_prefect_gives_up_a_lease_that_no_server_renews_and_the_child_does_not(caplog: pytest.LogCaptureFixture) -> None:
+    heard: list[str] = []
+    count = python("import time\nfor n in range(80): print(n, flush=True); time.sleep(0.1)")
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}), maintain_concurrency_lease(uuid4(), 300, raise_on_lease_renewal_failure=True):
+        run_child(count, name="prior", say=heard.append)
+    assert heard[-1] == "79"
+    assert "the work goes on" in caplog.text, "Prefect stops no run for this any more: then take the exception out of run_child"
 
 
 def test_a_child_that_will_not_stop_is_killed() -> None:

@@ -28,7 +28,7 @@ from prefect.states import Cancelling
 
 from flows.automations import silent_runs
 from flows.registry import own_file
-from flows.server import ADDRESS, CREDENTIAL, LOCK, home_of
+from flows.server import ADDRESS, CREDENTIAL, LOCK, answers, home_of
 from tests.flows.conftest import REPOSITORY, clean_environment, wait_for
 
 LIMIT = {"limit": 1, "collision_strategy": "CANCEL_NEW"}
@@ -275,7 +275,8 @@ def test_a_server_that_is_lost_stops_no_run_and_comes_back(served: Served) -> No
     run, child = held(served, 40)
     lost = served.server()
     lost.kill()
-    wait_for("another server", lambda: httpx.get(f"{served.api}/health").status_code == 200 if served.server().pid != lost.pid else False, 60)
+    lost.wait(10)
+    wait_for("another server", lambda: answers(served.api), 90)
     wait_for("the child's end", lambda: not psutil.pid_exists(child), 60)
     assert (served.root / "saved").read_text() == "finished"
     assert ended(served, run) == "COMPLETED"
@@ -325,8 +326,9 @@ def test_what_a_kill_leaves_is_marked_and_ended_and_the_next_run_begins(tmp_path
             process.kill()
         assert ended(served, run, seconds=90) == "CRASHED"
         assert server.is_running()
-    with serving(tmp_path, QUICK) as served:
+    with serving(tmp_path, QUICK[1:]) as served:
         assert not server.is_running(), "the killed one's server"
+        assert [one.entrypoint for one in served.client.read_deployments()] == ["tests.flows.quick.hold"], "what is offered no longer is gone"
         assert served.state(run) == "CRASHED"
         assert ended(served, held(served, 1)[0]) == "COMPLETED"
         assert (home_of(served.root) / LOCK).is_file()
