@@ -10,12 +10,13 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 from uuid import UUID
 
 import httpx
 from PIL import Image
 from prefect.artifacts import create_image_artifact, create_link_artifact, create_progress_artifact, create_table_artifact, update_progress_artifact
+from prefect.events import emit_event
 from prefect.logging import get_logger
 
 from unclip.evaluation.gate import numbers_of
@@ -29,6 +30,10 @@ NOT_METRICS = ("config", "environment")  # sections of the report that the run p
 SECONDS_BETWEEN_UPDATES = 10.0
 UNREACHABLE = (httpx.HTTPError, RuntimeError)  # Prefect's client raises a plain RuntimeError where it can't connect
 COUNTED = re.compile(r": ([\d,]+)/([\d,]+), ")  # the lines of unclip.progress
+
+EVENT = "unclip.{kind}"
+MAX_MESSAGE = 2000
+Announcement = Literal["quality-fell", "disk-low"]
 
 _log = get_logger("unclip")
 T = TypeVar("T")
@@ -60,8 +65,7 @@ def show_report(report: Path) -> None:
         rows = [{"metric": name, "value": value} for name, value in list(metrics.items())[:MAX_METRIC_ROWS]]
         _offer(lambda: create_table_artifact(rows, key="metrics", description=f"From {report / 'report.json'}"))
     if (report / "grid.png").is_file():
-        picture = data_uri(report / "grid.png")
-        _offer(lambda: create_image_artifact(picture, key="samples", description=f"From {report / 'grid.png'}"))
+        show_picture(report / "grid.png", key="samples")
     if (report / "index.html").is_file():
         page = (report / "index.html").absolute()
         _offer(lambda: create_link_artifact(page.as_uri(), link_text=str(page), key="report", description="Open this page on the machine that made it"))
@@ -82,6 +86,17 @@ def show_numbers(night: Night) -> None:
 
 def _shown(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
+
+
+def show_picture(picture: Path, *, key: str) -> None:
+    """A picture on the run's page, under a key of lowercase letters, digits and dashes."""
+    content = data_uri(picture)
+    _offer(lambda: create_image_artifact(content, key=key, description=f"From {picture}"))
+
+
+def announce(kind: Announcement, message: str) -> None:
+    """Tells the server of something that a person may want to hear of (see automations.py); a server that is away does not."""
+    emit_event(event=EVENT.format(kind=kind), resource={"prefect.resource.id": EVENT.format(kind=kind)}, payload={"message": message[:MAX_MESSAGE]})
 
 
 def flat(content: Any, prefix: str = "") -> dict[str, str | int | float | bool]:

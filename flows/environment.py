@@ -1,16 +1,23 @@
 """The environment that Prefect reads once, when it is imported: `prepare` goes before any `import prefect`."""
 
+import contextlib
 import os
 import signal
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
 
+from flows.server import access_of, home_of, new_credential
+
 SERVER = "prefect.server.api.server:create_app"  # in the command line of a temporary server
-STARTED_BY = "UNCLIP_STARTED_BY"  # the process that a temporary server belongs to; servers inherit it
+SERVE = ("prefect", "server", "start")  # in that of the server of `unclip serve`
+WORK = (("prefect.engine",), ("-m", "unclip"))  # in those of a run and of its stage
+STARTED_BY = "UNCLIP_STARTED_BY"  # the process that a server or a run belongs to; they inherit it
+SAVE_SECONDS = 30.0
+HEARTBEAT_SECONDS = 30  # the least that Prefect allows
 
 QUIET: Mapping[str, str] = {  # nothing is told to anyone
     "DO_NOT_TRACK": "1",
@@ -24,6 +31,10 @@ SOUND: Mapping[str, str] = {
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # the default of 20 s is too short for a busy machine
     "PREFECT_TASKS_DEFAULT_NO_CACHE": "true",  # the manifests on disk are the memory
     "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
+    # in memory alone, a server that is started again would forget who holds a deployment's only place
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+    "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",  # after 90 days
     # a temporary server is stopped with its queues as they are: short ones lose no task run
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "50",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "50",
@@ -32,10 +43,13 @@ SOUND: Mapping[str, str] = {
 
 
 def prepare(root: Path) -> None:
-    """Makes ready for a run on this data root: the environment, and without PREFECT_API_URL a temporary server for the run.
+    """Makes ready for a run on this data root: the environment, and a server.
 
-    Its history stays under the root. What servers killed runs left there are ended first.
+    That is the one of PREFECT_API_URL; or the root's own, where `unclip serve` holds it; or a temporary one for the run, whose
+    history stays under the root. What killed runs left there is ended first.
     """
+    if not os.environ.get("PREFECT_API_URL"):
+        os.environ.update(access_of(home_of(root)))
     set_environment(root)
     if not os.environ.get("PREFECT_API_URL"):
         reap_orphans(Path(os.environ["PREFECT_HOME"]))
@@ -48,6 +62,7 @@ def set_environment(root: Path) -> None:
     if not os.environ.get("PREFECT_API_URL"):
         settings["PREFECT_LOGGING_LEVEL"] = "CRITICAL"
         settings["PREFECT_CLIENT_MAX_RETRIES"] = "2"  # a temporary server that is gone will not come back
+        settings["PREFECT_SERVER_API_AUTH_STRING"] = settings["PREFECT_API_AUTH_STRING"] = new_credential()
         os.environ[STARTED_BY] = str(os.getpid())
     for name, value in settings.items():
         os.environ.setdefault(name, value)
@@ -70,27 +85,43 @@ def _start_server() -> None:
 
 
 def reap_orphans(home: Path, *, seconds: float = 5.0) -> list[int]:
-    """Ends the temporary servers on this PREFECT_HOME whose run is gone; they hold its database. Returns their process ids."""
-    orphans = [server for server in psutil.process_iter() if _is_orphan(server, home)]
-    for server in orphans:
-        server.terminate()
-    _, stubborn = psutil.wait_procs(orphans, timeout=seconds)
-    for server in stubborn:
-        server.kill()
-    return [server.pid for server in orphans]
+    """Ends what is left of killed processes on this PREFECT_HOME: their runs, which save, and then their servers, which hold its database.
+
+    Returns the process ids.
+    """
+    works, servers = _orphans(home, WORK), _orphans(home, ((SERVER,), SERVE))
+    _end(works, SAVE_SECONDS)
+    _end(servers, seconds)
+    return [process.pid for process in (*works, *servers)]
 
 
-def _is_orphan(server: psutil.Process, home: Path) -> bool:
+def _end(processes: Sequence[psutil.Process], seconds: float) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended beside another one
+            process.terminate()
+    _, stubborn = psutil.wait_procs(processes, timeout=seconds)
+    for process in stubborn:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def _orphans(home: Path, commands: Sequence[Sequence[str]]) -> list[psutil.Process]:
+    """The processes with all words of one of the commands that began on this PREFECT_HOME, and whose owner is gone."""
+    return [process for process in psutil.process_iter() if _is_orphan(process, home, commands)]
+
+
+def _is_orphan(process: psutil.Process, home: Path, commands: Sequence[Sequence[str]]) -> bool:
     try:
-        if SERVER not in server.cmdline():
+        line = process.cmdline()
+        if not any(set(words) <= set(line) for words in commands):
             return False
-        environment = server.environ()
-        if environment.get("PREFECT_HOME") != str(home):
+        environment = process.environ()
+        if environment.get("PREFECT_HOME") != str(home) or STARTED_BY not in environment or process.pid == os.getpid():
             return False
-        owner = psutil.Process(int(environment.get(STARTED_BY, "0") or 0))
-        # a process number is given again after its owner's end; the owner of a server is older than the server
-        return bool(owner.status() == psutil.STATUS_ZOMBIE or owner.create_time() > server.create_time())
+        owner = psutil.Process(int(environment[STARTED_BY]))
+        # a process number is given again after its owner's end; the owner is older than what it started
+        return bool(owner.status() == psutil.STATUS_ZOMBIE or owner.create_time() > process.create_time())
     except psutil.NoSuchProcess as gone:
-        return bool(gone.pid != server.pid)  # the owner is gone, not the server
+        return bool(gone.pid != process.pid)  # the owner is gone, not the process
     except psutil.AccessDenied:
         return False  # another user's

@@ -10,12 +10,12 @@ from typing import Any
 
 from prefect import flow, get_run_logger
 
-from flows.artifacts import show_counts, show_numbers, show_report
-from flows.stages import Counts, work_on, work_on_network
+from flows.artifacts import announce, show_counts, show_numbers, show_report
+from flows.data import work_on_data
+from flows.stages import Counts, work_on
 from unclip.config import RunConfig
 from unclip.models import paths_of
 from unclip.night import Night, begin, check, decide, only_run, tidy, trained, unfinished
-from unclip.operations import take_down_gone
 from unclip.versions import in_use
 
 
@@ -27,13 +27,13 @@ def everything(config: RunConfig) -> dict[str, Any]:
         config: the whole run; what is left out has its default.
     """
     with only_run(config):
-        counts: dict[str, Counts] = {}
         check(config)
+        counts: dict[str, Counts] = {}
         if (left := unfinished(config)) is not None:  # an earlier run died in it
-            counts |= models(left)
-        counts |= data(config)
+            counts |= work_on_models(left)
+        counts |= work_on_data(config)
         if (night := begin(config)) is not None:
-            counts |= models(night)
+            counts |= work_on_models(night)
         tidy(config)
         show_counts(counts)
         report = paths_of(in_use(config)).report
@@ -41,23 +41,7 @@ def everything(config: RunConfig) -> dict[str, Any]:
         return {"root": config.root, "report": str(report), "counts": counts}
 
 
-def data(config: RunConfig) -> dict[str, Counts]:
-    """The stages that models are trained on: new rows are added, those that have gone are taken out, and nothing is done twice."""
-    source = work_on("source", config)  # links and captions -> one table, and what was rejected
-    if (gone := take_down_gone(config)) is not None:
-        get_run_logger().info("%d rows have gone from the source and were taken down", len(gone.rows))
-    return {
-        "source": source,
-        "download": work_on_network("download", config),  # -> shards of pictures
-        "curate": work_on("curate", config),  # rules without a model: duplicates, poor captions
-        "clip": work_on("clip", config),  # -> the CLIP that gives pictures and captions one space
-        "embed": work_on("embed", config),  # -> the embedding store
-        "select": work_on("select", config),  # rules on embeddings: near duplicates, leaks between splits
-        "index": work_on("index", config),  # -> nearest-neighbour search
-    }
-
-
-def models(night: Night) -> dict[str, Counts]:
+def work_on_models(night: Night) -> dict[str, Counts]:
     """Prior, decoder and upsamplers of one version, its report, and whether it is put to use."""
     counts: dict[str, Counts] = {}
     for stage in night.to_train:
@@ -70,4 +54,6 @@ def models(night: Night) -> dict[str, Counts]:
     show_numbers(night)
     for verdict in verdicts:
         get_run_logger().info("%s: %s", night.version.name, verdict)
+    if fell := [str(verdict) for verdict in verdicts if not verdict.passed]:
+        announce("quality-fell", f"{night.version.name} of {night.config.root} was refused: {'; '.join(fell)}")
     return counts

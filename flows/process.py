@@ -1,8 +1,11 @@
 """One stage as a child process: its lines go where they can be read, and what stops the flow stops it too."""
 
+import asyncio
+import logging
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Sequence
 
 from unclip.files import UnclipError
@@ -10,6 +13,8 @@ from unclip.files import UnclipError
 USER_ERROR = 2  # the exit code of `unclip` for what the user can put right
 INTERRUPTED = (130, 143, -signal.SIGINT, -signal.SIGTERM)
 GRACE_SECONDS = 25.0  # Prefect kills a cancelled flow 30 s after it asked it to stop
+
+_log = logging.getLogger("unclip")
 
 
 class StageError(RuntimeError):
@@ -23,7 +28,9 @@ class StoppedError(RuntimeError):
 def run_child(command: Sequence[str], *, name: str, say: Callable[[str], None] | None, grace_seconds: float = GRACE_SECONDS) -> None:
     """Runs a command to its end.
 
-    Whatever leaves this function early (a cancelled run, Ctrl-C) asks the child to stop, waits, and kills it if need be.
+    Whatever leaves this function early (a cancelled run, Ctrl-C) asks the child to stop, waits, and kills it if need be. One
+    thing does not: a server that was away too long. Prefect then stops a run whose deployment has a limit, lest another takes its
+    place (by an `asyncio.CancelledError` out of nowhere); the data root has a lock of its own, so the child goes on.
 
     Args:
         command: the program and its arguments.
@@ -41,21 +48,31 @@ def run_child(command: Sequence[str], *, name: str, say: Callable[[str], None] |
     child = subprocess.Popen(
         list(command), env=os.environ | {"PYTHONUNBUFFERED": "1"}, stdout=pipe, stderr=None if say is None else subprocess.STDOUT, text=True, errors="replace"
     )
-    last = ""
+    lines: list[str] = []
     try:
-        if say is not None and child.stdout is not None:
-            for line in child.stdout:
-                if text := line.rstrip():
-                    last = text
-                    say(text)
-        code = child.wait()
+        while True:
+            try:
+                code = _hear(child, say, lines)
+                break
+            except asyncio.CancelledError as lost:
+                _log.warning("the Prefect server was away too long, and another run may get this one's place (%r); the work goes on", lost)
     except BaseException as reason:
         _stop(child, _other_signal(reason), grace_seconds)
         raise
     finally:
         if child.stdout is not None:
             child.stdout.close()
-    _judge(code, name, last.removeprefix("unclip: ") or "its message stands above")
+    _judge(code, name, lines[-1].removeprefix("unclip: ") if lines else "its message stands above")
+
+
+def _hear(child: "subprocess.Popen[str]", say: Callable[[str], None] | None, last: list[str]) -> int:
+    """Waits for the child's end and says its lines; the last of them is kept. Returns its exit code."""
+    if say is not None and child.stdout is not None:
+        for line in child.stdout:
+            if text := line.rstrip():
+                last[:] = [text]
+                say(text)
+    return child.wait()
 
 
 def _judge(code: int, name: str, reason: str) -> None:
@@ -76,11 +93,17 @@ def _other_signal(reason: BaseException) -> signal.Signals:
 
 
 def _stop(child: "subprocess.Popen[str]", number: signal.Signals, grace_seconds: float) -> None:
+    """Asks the child to stop, and kills it when its time is over, or at a Ctrl-C meanwhile."""
     child.send_signal(number)
-    try:
-        child.wait(grace_seconds)
-    except BaseException as error:  # also a second Ctrl-C
-        child.kill()
-        child.wait()
-        if not isinstance(error, subprocess.TimeoutExpired):
-            raise
+    end = time.monotonic() + grace_seconds
+    while child.poll() is None:
+        try:
+            child.wait(max(0.0, end - time.monotonic()))
+        except BaseException as reason:
+            # one Ctrl-C reaches this process and `unclip serve`, which then stops its runs: being asked twice is no impatience
+            if not isinstance(reason, subprocess.TimeoutExpired | KeyboardInterrupt):
+                continue
+            child.kill()
+            child.wait()
+            if isinstance(reason, KeyboardInterrupt):
+                raise

@@ -1,110 +1,158 @@
-"""`python -m flows.serve`: offers the whole pipeline and every stage to a Prefect server, and runs what is due, on this machine."""
+"""`unclip serve`: one machine's server, schedules and runs in one command that can be stopped, killed and started again."""
 
-import argparse
+import asyncio
+import os
+import shlex
+import signal
 import sys
-from dataclasses import dataclass
+import threading
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
-from flows.environment import set_environment
-from unclip.config import RunConfig, as_dict, load_config
+import psutil
+
+from flows.environment import HEARTBEAT_SECONDS, STARTED_BY, reap_orphans, set_environment
+from flows.registry import Deployment, read_deployments
+from flows.server import CREDENTIAL, LOG, LocalServer, address_of, answers, credential_of, home_of, only_one
+from unclip.config import RunConfig, as_dict
 from unclip.files import UnclipError
 
-SERVER_SECONDS = 5.0
+if TYPE_CHECKING:
+    from prefect.deployments.runner import RunnerDeployment
+    from prefect.runner import Runner
+
+LOOK_SECONDS = 1.0
+STOP_SECONDS = 60.0  # Prefect gives each run 30 to end
+END_SECONDS = 5.0
+MAX_RESTARTS, AN_HOUR = 5, 3600.0  # of a server that ends by itself
+
+Say = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Deployment:
-    """A flow as a server knows it. `entrypoint` is its dotted name; `cron` (UTC) is empty where it runs only when asked."""
+def serve(config: RunConfig, *, port: int, deployments: Path, say: Say) -> None:
+    """Offers the deployments of a file, each with this config, and runs what is due until it is asked to stop.
 
-    entrypoint: str
-    name: str
-    cron: str = ""
-
-
-# prefect.yaml names the same ones, for worker pools
-DEPLOYMENTS = (
-    Deployment("flows.everything.everything", "nightly", cron="15 2 * * *"),
-    Deployment("flows.stages.source", "on-demand"),
-    Deployment("flows.stages.download", "on-demand"),
-    Deployment("flows.stages.curate", "on-demand"),
-    Deployment("flows.stages.clip", "on-demand"),
-    Deployment("flows.stages.embed", "on-demand"),
-    Deployment("flows.stages.select", "on-demand"),
-    Deployment("flows.stages.index", "on-demand"),
-    Deployment("flows.stages.prior", "on-demand"),
-    Deployment("flows.stages.decoder", "on-demand"),
-    Deployment("flows.stages.upsampler", "on-demand"),
-    Deployment("flows.stages.evaluate", "on-demand"),
-)
-
-
-def serve(config: RunConfig) -> None:
-    """Registers every deployment with this config as its default, then runs what is due until it is stopped.
+    With PREFECT_API_URL set it serves to that server, and starts none.
 
     Raises:
-        UnclipError: there is no server to serve to.
+        UnclipError: the root is served already, the port is taken, the file is wrong, or there is no server.
     """
-    set_environment(Path(config.root))
-    from prefect import serve as serve_all  # only now: Prefect reads the environment when it is imported
+    offered, root, home = read_deployments(deployments), Path(config.root), home_of(Path(config.root))
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that what was begun is ended
+    with only_one(home):
+        os.environ["PREFECT_HOME"] = str(home)
+        os.environ[STARTED_BY] = str(os.getpid())  # whatever outlives a kill of this process is ended by the next one
+        reap_orphans(home)
+        if url := os.environ.get("PREFECT_API_URL"):
+            set_environment(root)
+            if not answers(url):
+                raise UnclipError(f"no Prefect server answers at PREFECT_API_URL={url}; unset it, and `unclip serve` starts one of its own")
+            asyncio.run(_work(offered, config, None, say, how_to_run(url, offered[0])))
+            return
+        os.environ.pop("PREFECT_API_KEY", None)  # of a cloud; the client would send it instead of the password
+        os.environ |= {"PREFECT_API_URL": address_of(port), "PREFECT_API_AUTH_STRING": credential_of(home)}
+        set_environment(root)
+        with LocalServer(home, port) as server:
+            asyncio.run(_work(offered, config, server, say, how_to_run(server.api, offered[0], home / CREDENTIAL)))
 
-    _require_server()
+
+def how_to_run(api: str, deployment: Deployment, credential: Path | None = None) -> str:
+    """The lines that run a deployment by hand. They name the file of the credential, not what it holds."""
+    password = "" if credential is None else f' PREFECT_API_AUTH_STRING="$(cat {shlex.quote(str(credential))})"'
+    name = f"{deployment.entrypoint.rpartition('.')[2]}/{deployment.name}"
+    return f"    export DO_NOT_TRACK=1 PREFECT_API_URL={api}{password}\n    prefect deployment run {name} --watch"
+
+
+async def _work(offered: Sequence[Deployment], config: RunConfig, server: LocalServer | None, say: Say, how: str) -> None:
+    from prefect.runner import Runner  # only now: Prefect reads the environment when it is imported
+
+    from flows.automations import automate
+
     # a pause on shutdown would outlive the shutdown: schedules are paused with `prefect deployment schedule pause`
-    serve_all(*(_runnable(deployment, {"config": as_dict(config)}) for deployment in DEPLOYMENTS), pause_on_shutdown=False)
+    runner = Runner(name="unclip", pause_on_shutdown=False, limit=None, heartbeat_seconds=HEARTBEAT_SECONDS)
+    ids = [await runner.aadd_deployment(await _runnable(deployment, config)) for deployment in offered]
+    if server is not None:
+        await _forget_others(ids)
+    await automate()
+    working = asyncio.create_task(runner.start())
+    await asyncio.sleep(0)  # by now the runner has taken SIGTERM for itself, and would leave its runs behind as if they ran
+    asked = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, asked.set)
+    reasons: set[asyncio.Task[Any]] = {working, asyncio.create_task(asked.wait())}
+    if server is not None:
+        reasons.add(asyncio.create_task(_keep_up(server, say)))
+    while not runner.started and not working.done():
+        await asyncio.sleep(0.05)
+    say(f"serving {config.root}: {len(offered)} deployments; the page is {os.environ['PREFECT_API_URL'].removesuffix('/api')}\nto run one now:\n{how}")
+    ended, _ = await asyncio.wait(reasons, return_when=asyncio.FIRST_COMPLETED)
+    say("stopping: what runs saves its state first")
+    await _stop(runner, working, spare=None if server is None else server.pid)
+    if working in ended and (error := working.exception()) is not None:
+        raise UnclipError(f"the server at {os.environ['PREFECT_API_URL']} was away for too long; what ran was stopped, and the next run goes on") from error
+    for reason in ended:
+        reason.result()
 
 
-def _runnable(deployment: Deployment, parameters: dict[str, Any]) -> Any:
+async def _runnable(deployment: Deployment, config: RunConfig) -> "RunnerDeployment":
     from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
     from prefect.flows import load_flow_from_entrypoint
     from prefect.schedules import Cron
     from prefect.types.entrypoint import EntrypointType
 
-    return load_flow_from_entrypoint(deployment.entrypoint).to_deployment(
+    ours = {"config": as_dict(config), "root": config.root}  # in the place of what the file has
+    limit = deployment.concurrency_limit
+    made = await load_flow_from_entrypoint(deployment.entrypoint).ato_deployment(
         name=deployment.name,
-        schedule=Cron(deployment.cron, timezone="UTC") if deployment.cron else None,
-        parameters=parameters,
-        # the second of two runs at once would only wait for the data root, so it is cancelled
-        concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
+        schedules=[Cron(one.cron, timezone=one.timezone, active=one.active) for one in deployment.schedules],
+        parameters={name: ours.get(name, value) for name, value in deployment.parameters.items()},
+        concurrency_limit=ConcurrencyLimitConfig(limit=limit.limit, collision_strategy=ConcurrencyLimitStrategy(limit.collision_strategy)),
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
+    made.work_pool_name = made.work_queue_name = None  # set, so that one of the same name leaves the pool that it was deployed to
+    return made
 
 
-def _require_server() -> None:
-    import httpx
-    from prefect.settings import get_current_settings
+async def _forget_others(ids: Sequence[UUID]) -> None:
+    """Takes out what an earlier time offered: nobody would run what its schedules ask for."""
+    from prefect.client.orchestration import get_client
 
-    url = get_current_settings().api.url
-    how = "in another terminal run `prefect server start`, here `export PREFECT_API_URL=http://127.0.0.1:4200/api`, and try again"
-    if not url:
-        raise UnclipError(f"expected a Prefect server in PREFECT_API_URL, but it is not set, and schedules never fire without one; {how}")
-    try:
-        httpx.get(f"{url}/health", timeout=SERVER_SECONDS).raise_for_status()
-    except httpx.HTTPError as error:
-        raise UnclipError(f"no Prefect server answers at PREFECT_API_URL={url} ({error}); {how}") from None
+    async with get_client() as client:
+        for there in await client.read_deployments():
+            if there.id not in ids and there.work_pool_name is None:
+                await client.delete_deployment(there.id)
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m flows.serve", description=__doc__)
-    parser.add_argument("--preset", default="", help="a preset to start from, such as demo")
-    parser.add_argument("--config", type=Path, help="a TOML or JSON file of settings, over the preset")
-    parser.add_argument("--root", default="", help="the folder of the data set; alone it goes on with the config that the folder remembers")
-    given = parser.parse_args()
-    try:
-        serve(_resolve(given.preset, given.config, given.root))
-    except UnclipError as error:
-        print(f"flows.serve: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+async def _keep_up(server: LocalServer, say: Say) -> None:
+    """Starts the server again whenever it ends; the runs don't need it meanwhile."""
+    restarts: list[float] = []
+    while True:
+        await asyncio.sleep(LOOK_SECONDS)
+        if not server.has_ended():
+            continue
+        restarts = [*(then for then in restarts if then > time.monotonic() - AN_HOUR), time.monotonic()]
+        if len(restarts) > MAX_RESTARTS:
+            raise UnclipError(f"the server ended {len(restarts)} times within an hour; its log is {server.home / LOG}")
+        say("the server ended; it is started again, and what runs goes on")
+        await asyncio.to_thread(server.start)
 
 
-def _resolve(preset: str, file: Path | None, root: str) -> RunConfig:
-    remembered = Path(root) / "run.json"
-    if not preset and file is None:
-        if not root or not remembered.is_file():
-            raise UnclipError("expected --preset, --config, or the --root of an earlier run")
-        file = remembered
-    return load_config(preset=preset, file=file, settings={"root": root} if root else {})
-
-
-if __name__ == "__main__":
-    main()
+async def _stop(runner: "Runner", working: "asyncio.Task[None]", *, spare: int | None) -> None:
+    """Ends the runs as a cancel does, and then whatever is left of them."""
+    started = [process for process in psutil.Process().children(recursive=True) if process.pid != spare]
+    if not working.done():
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                await runner.astop()
+                await working
+        except TimeoutError:
+            working.cancel()
+    for process in started:
+        if process.is_running():
+            process.kill()
+    psutil.wait_procs(started, timeout=END_SECONDS)

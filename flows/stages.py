@@ -1,4 +1,4 @@
-"""One flow a stage, and the task that they share with the whole pipeline: most are a child process that works on the data root."""
+"""The task that works on one stage, as a child process where it takes long, and a flow for each model and for the report alone."""
 
 import logging
 import sys
@@ -15,6 +15,7 @@ from unclip.config import RunConfig, as_dict
 from unclip.files import write_json
 from unclip.models import paths_of
 from unclip.stages import STAGES, is_done, result_of, run_stage
+from unclip.versions import in_use
 
 Counts = dict[str, Any]
 
@@ -72,76 +73,6 @@ work_on_network = work_on.with_options(
 )
 
 
-@flow(name="source", persist_result=False)
-def source(config: RunConfig) -> Counts:
-    """Reads the table or folder of links and captions, and rejects what can't be used.
-
-    Args:
-        config: the whole run; what is left out has its default.
-    """
-    return _shown("source", work_on("source", config))
-
-
-@flow(name="download", persist_result=False)
-def download(config: RunConfig) -> Counts:
-    """Fetches the pictures into WebDataset shards.
-
-    Args:
-        config: the whole run; what is left out has its default.
-    """
-    return _shown("download", work_on_network("download", config))
-
-
-@flow(name="curate", persist_result=False)
-def curate(config: RunConfig) -> Counts:
-    """Drops rows by rules that need no model: duplicates, small pictures, captions that say nothing.
-
-    Args:
-        config: the whole run; what is left out has its default.
-    """
-    return _shown("curate", work_on("curate", config))
-
-
-@flow(name="clip", persist_result=False)
-def clip(config: RunConfig) -> Counts:
-    """Trains a small CLIP on the shards, or takes one from open_clip.
-
-    Args:
-        config: the whole run; what is left out has its default.
-    """
-    return _shown("clip", work_on("clip", config))
-
-
-@flow(name="embed", persist_result=False)
-def embed(config: RunConfig) -> Counts:
-    """Embeds pictures and captions into the Parquet store.
-
-    Args:
-        config: the whole run; what is left out has its default.
-    """
-    return _shown("embed", work_on("embed", config))
-
-
-@flow(name="select", persist_result=False)
-def select(config: RunConfig) -> Counts:
-    """Drops rows by their embeddings: unlike pairs, near duplicates, leaks from training to evaluation.
-
-    Args:
-        config: the whole run; what is left out has its default.
-    """
-    return _shown("select", work_on("select", config))
-
-
-@flow(name="index", persist_result=False)
-def index(config: RunConfig) -> Counts:
-    """Builds the FAISS index and measures its recall.
-
-    Args:
-        config: the whole run; what is left out has its default.
-    """
-    return _shown("index", work_on("index", config))
-
-
 @flow(name="prior", persist_result=False)
 def prior(config: RunConfig) -> Counts:
     """Trains the prior: from a caption to a CLIP image embedding.
@@ -149,7 +80,7 @@ def prior(config: RunConfig) -> Counts:
     Args:
         config: the whole run; what is left out has its default.
     """
-    return _shown("prior", work_on("prior", config))
+    return _shown("prior", work_on("prior", in_use(config)))
 
 
 @flow(name="decoder", persist_result=False)
@@ -159,7 +90,7 @@ def decoder(config: RunConfig) -> Counts:
     Args:
         config: the whole run; what is left out has its default.
     """
-    return _shown("decoder", work_on("decoder", config))
+    return _shown("decoder", work_on("decoder", in_use(config)))
 
 
 @flow(name="upsampler", persist_result=False)
@@ -169,7 +100,7 @@ def upsampler(config: RunConfig) -> Counts:
     Args:
         config: the whole run; what is left out has its default.
     """
-    return _shown("upsampler", work_on("upsampler", config))
+    return _shown("upsampler", work_on("upsampler", in_use(config)))
 
 
 @flow(name="evaluate", persist_result=False)
@@ -179,8 +110,8 @@ def evaluate(config: RunConfig) -> Counts:
     Args:
         config: the whole run; what is left out has its default.
     """
-    counts = _shown("evaluate", work_on("evaluate", config))
-    show_report(paths_of(config).report)
+    counts = _shown("evaluate", work_on("evaluate", in_use(config)))
+    show_report(paths_of(in_use(config)).report)
     return counts
 
 

@@ -13,7 +13,7 @@ from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows.artifacts import MAX_IMAGE_BYTES, Progress, data_uri, flat, percent_in, show_counts, show_report
+from flows.artifacts import MAX_IMAGE_BYTES, Progress, announce, data_uri, flat, percent_in, show_counts, show_report
 from unclip.progress import Bar
 
 COUNTS = {"source": {"rows_in": 120, "kept": 117, "rejected": {"no caption": 3}, "shards": 3}, "index": {"rows": 117}}
@@ -59,6 +59,7 @@ def test_a_dead_server_stops_nothing() -> None:
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
         show_counts(COUNTS)
         Progress("embed").read("embed: 30/120, 4.0 rows/s")
+        announce("disk-low", "3 GB are free, and the prior would take 5")
     assert time.monotonic() - started < 60
 
 

@@ -10,11 +10,17 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.environment import SERVER, STARTED_BY, reap_orphans
+from flows.environment import SERVE, SERVER, STARTED_BY, reap_orphans
 from tests.flows.conftest import REPOSITORY, clean_environment, wait_for
 
 PREPARE = "from pathlib import Path; from flows.environment import {name}; {name}(Path({root!r}))\n"
 SLEEP = "import time; time.sleep(60)"
+SAVES = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: (open(sys.argv[1], 'w').write('saved'), sys.exit()))
+print('up', flush=True)
+time.sleep(60)
+"""
 
 # a flow as a user's `unclip run` has it, with a child that says its number and saves when it is asked to stop
 FLOW = """
@@ -37,6 +43,13 @@ def hold(saved: str, seconds: float) -> None:
 
 hold(sys.argv[1], float(sys.argv[2]))
 print("ended well")
+"""
+
+
+STRANGER = """
+import httpx
+from prefect.server.api.server import SubprocessASGIServer
+print(httpx.get(SubprocessASGIServer().api_url + "/admin/settings").status_code)
 """
 
 
@@ -91,9 +104,9 @@ def test_a_flow_runs_on_a_temporary_server_beside_the_dataclasses_backport(home:
         pytest.fail(
             "the `dataclasses` backport is not installed, so this test shows nothing: does img2dataset no longer bring it? Then remove the .pth file too"
         )
-    ended = run(PREPARE.format(name="prepare", root=str(tmp_path)) + FLOW, str(tmp_path / "saved"), "0", PREFECT_HOME=str(home))
+    ended = run(PREPARE.format(name="prepare", root=str(tmp_path)) + FLOW + STRANGER, str(tmp_path / "saved"), "0", PREFECT_HOME=str(home))
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.splitlines()[-1] == "ended well"
+    assert ended.stdout.splitlines()[-2:] == ["ended well", "401"], "the server has a password"
     assert ended.stderr == "", "Prefect's log belongs to its server, not to the terminal"
     assert servers(home) == []
 
@@ -134,5 +147,24 @@ def test_only_the_servers_of_dead_runs_on_the_same_home_are_reaped(tmp_path: Pat
         assert owned.poll() is None
     finally:
         for process in (orphan, elsewhere, owned):
+            process.kill()
+            process.wait()
+
+
+def test_the_work_of_a_dead_owner_is_asked_to_save_before_its_server_ends(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    environment = os.environ | {"PREFECT_HOME": str(tmp_path), STARTED_BY: str(dead.pid)}
+    stage = subprocess.Popen([sys.executable, "-c", SAVES, str(tmp_path / "state"), "-m", "unclip"], env=environment, stdout=subprocess.PIPE)
+    server = subprocess.Popen([sys.executable, "-c", SLEEP, *SERVE], env=environment)
+    unrelated = subprocess.Popen([sys.executable, "-c", SLEEP], env=environment)
+    try:
+        assert stage.stdout is not None
+        stage.stdout.readline()
+        assert reap_orphans(tmp_path) == [stage.pid, server.pid]
+        assert (tmp_path / "state").read_text() == "saved"
+        assert unrelated.poll() is None
+    finally:
+        for process in (stage, server, unrelated):
             process.kill()
             process.wait()

@@ -1,12 +1,18 @@
 """A stage's child process: how it ends is told apart, its lines are heard, and it never outlives the flow."""
 
+import asyncio
+import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
+from uuid import uuid4
 
 import psutil
 import pytest
+from prefect.concurrency._leases import maintain_concurrency_lease
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.process import StageError, StoppedError, run_child
 from unclip.files import UnclipError
@@ -99,6 +105,41 @@ def test_a_child_that_had_the_groups_signal_already_still_saves(reason: type[Bas
     with pytest.raises(reason):
         run_child([*python(SAVES), str(tmp_path / "state"), str(int(number))], name="prior", say=Stop(reason))
     assert (tmp_path / "state").read_text() == "saved"
+
+
+def test_a_stop_beside_the_terminals_is_no_impatience(tmp_path: Path) -> None:
+    asked = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1))  # as `unclip serve` asks its runs to stop, after a Ctrl-C that they had too
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: sys.exit(143))
+    try:
+        asked.start()
+        with pytest.raises(KeyboardInterrupt):
+            run_child([*python(SAVES), str(tmp_path / "state")], name="prior", say=Stop(KeyboardInterrupt))
+        asked.join()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert (tmp_path / "state").read_text() == "saved"
+
+
+def test_a_place_that_is_lost_while_the_server_is_away_stops_nothing() -> None:
+    heard: list[str] = []
+
+    def say(line: str) -> None:
+        heard.append(line)
+        if line == "1":
+            raise asyncio.CancelledError  # as Prefect throws it when a lease can't be renewed
+
+    run_child(python("import time\nfor n in range(4): print(n, flush=True); time.sleep(0.05)"), name="prior", say=say)
+    assert heard == ["0", "1", "2", "3"]
+
+
+@pytest.mark.slow
+def test_prefect_gives_up_a_lease_that_no_server_renews_and_the_child_does_not(caplog: pytest.LogCaptureFixture) -> None:
+    heard: list[str] = []
+    count = python("import time\nfor n in range(80): print(n, flush=True); time.sleep(0.1)")
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}), maintain_concurrency_lease(uuid4(), 300, raise_on_lease_renewal_failure=True):
+        run_child(count, name="prior", say=heard.append)
+    assert heard[-1] == "79"
+    assert "the work goes on" in caplog.text, "Prefect stops no run for this any more: then take the exception out of run_child"
 
 
 def test_a_child_that_will_not_stop_is_killed() -> None:

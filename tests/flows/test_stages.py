@@ -8,14 +8,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 from prefect import flow
+from prefect.client.orchestration import get_client
 
+import flows.generate
 from flows import stages
+from flows.artifacts import data_uri
+from flows.data import data
 from flows.everything import everything
 from flows.process import StageError, StoppedError
 from flows.stages import RETRY_SECONDS, command_of, work_on, work_on_network
 from unclip.cli import app
 from unclip.config import RunConfig, load_config
+from unclip.data.captions import read_captions
 from unclip.files import UnclipError
 from unclip.stages import STAGES
 
@@ -42,7 +48,38 @@ def test_everything_runs_each_stage_once_and_in_order(harness: None, config: Run
 def test_a_stage_that_is_done_starts_no_child(harness: None, config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stages, "is_done", lambda name, config: True)
     monkeypatch.setattr(stages, "run_child", lambda *_, **__: pytest.fail("a child was started"))
-    assert stages.embed(config) == {"rows_in": 1, "kept": 1}
+    assert stages.prior(config) == {"rows_in": 1, "kept": 1}
+
+
+def test_the_data_stages_are_all_up_to_the_index(harness: None, config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    worked: list[str] = []
+    monkeypatch.setattr(stages, "run_child", lambda command, *, name, say: worked.append(name))
+    monkeypatch.setattr(stages, "run_stage", lambda name, config: worked.append(name))
+    assert list(data(config)) == worked == list(STAGES)[: list(STAGES).index("prior")]
+
+
+CAPTIONS = ["a large red star", "--out=/tmp/elsewhere", "two\nlines", "$(touch /tmp/x) `id` '; rm -rf /"]
+
+
+def test_pictures_are_asked_for_by_a_file_and_shown(harness: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[list[str]] = []
+
+    def draw(command: list[str], *, name: str, say: object) -> None:
+        ran.append(command)
+        _, bound, _ = app.parse_args(command[3:], exit_on_error=False, print_error=False)
+        given = bound.arguments
+        assert read_captions(given["captions"]) == CAPTIONS
+        assert (given["root"], given["num"], given["seed"], given["upsample"]) == (str(tmp_path), 2, 7, False)
+        given["out"].mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(given["out"] / "sheet.png")
+
+    monkeypatch.setattr(flows.generate, "run_child", draw)
+    out = Path(flows.generate.generate(captions=CAPTIONS, root=str(tmp_path), num=2, seed=7, upsample=False))
+    assert out.parent == tmp_path / "generated"
+    assert not any(caption in word for word in ran[0] for caption in CAPTIONS), "a caption on the command line"
+    with get_client(sync_client=True) as client:
+        shown = {one.key: one.data for one in client.read_artifacts()}
+    assert shown["generated"] == data_uri(out / "sheet.png")
 
 
 def attempts(monkeypatch: pytest.MonkeyPatch, config: RunConfig, codes: list[int], task: Any) -> int:
