@@ -80,13 +80,14 @@ def work_on(name: str, config: "RunConfig", dry_run: bool, section: Any = None) 
         _show_plan(config)
         return
     from unclip.stages import pending, run_stage
-    from unclip.training.processes import crew
+    from unclip.training.processes import crew, require_one_folder
 
     with crew() as leads:
         if not leads:
             return
         pending(config)  # a config that does not fit the root is refused before it is remembered
         remember(config)
+        require_one_folder(Path(config.root))
         used = config if section is None else dataclasses.replace(config, **{name: section})
         manifest, worked = run_stage(name, used)
     if name == "evaluate":
