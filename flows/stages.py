@@ -15,6 +15,7 @@ from unclip.config import RunConfig, as_dict
 from unclip.files import write_json
 from unclip.models import paths_of
 from unclip.stages import STAGES, is_done, result_of, run_stage
+from unclip.training.together import ALONE, Together
 from unclip.versions import in_use
 
 Counts = dict[str, Any]
@@ -26,8 +27,11 @@ RETRY_SECONDS = (30.0, 120.0, 480.0)  # a network may be back by then
 
 
 @task(name="stage", task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)
-def work_on(name: str, config: RunConfig) -> Counts:
+def work_on(name: str, config: RunConfig, together: Together = ALONE) -> Counts:
     """Does what is not yet done of a stage, and returns its counts.
+
+    Args:
+        together: of a stage that trains, the processes that do; on several machines each has a run of its own.
 
     Raises:
         UnclipError: something that the user can put right.
@@ -54,7 +58,7 @@ def work_on(name: str, config: RunConfig) -> Counts:
     if name in HERE:
         run_stage(name, config)
     else:
-        run_child(command_of(name, file), name=name, say=None if sys.stderr.isatty() else say)
+        run_child([*command_of(name, file), *together.arguments()], name=name, say=None if sys.stderr.isatty() else say)
     return dict(result_of(name, config).counts)
 
 
@@ -74,33 +78,36 @@ work_on_network = work_on.with_options(
 
 
 @flow(name="prior", persist_result=False)
-def prior(config: RunConfig) -> Counts:
+def prior(config: RunConfig, together: Together = ALONE) -> Counts:
     """Trains the prior: from a caption to a CLIP image embedding.
 
     Args:
         config: the whole run; what is left out has its default.
+        together: how many processes share the training; with several machines each has a run with the same parameters.
     """
-    return _shown("prior", work_on("prior", in_use(config)))
+    return _shown("prior", work_on("prior", in_use(config), together))
 
 
 @flow(name="decoder", persist_result=False)
-def decoder(config: RunConfig) -> Counts:
+def decoder(config: RunConfig, together: Together = ALONE) -> Counts:
     """Trains the decoder: from a CLIP image embedding and the caption to a picture.
 
     Args:
         config: the whole run; what is left out has its default.
+        together: how many processes share the training; with several machines each has a run with the same parameters.
     """
-    return _shown("decoder", work_on("decoder", in_use(config)))
+    return _shown("decoder", work_on("decoder", in_use(config), together))
 
 
 @flow(name="upsampler", persist_result=False)
-def upsampler(config: RunConfig) -> Counts:
+def upsampler(config: RunConfig, together: Together = ALONE) -> Counts:
     """Trains the upsamplers: from a small picture to a large one.
 
     Args:
         config: the whole run; what is left out has its default.
+        together: how many processes share the training; with several machines each has a run with the same parameters.
     """
-    return _shown("upsampler", work_on("upsampler", in_use(config)))
+    return _shown("upsampler", work_on("upsampler", in_use(config), together))
 
 
 @flow(name="evaluate", persist_result=False)

@@ -24,6 +24,7 @@ from unclip.config import RunConfig, load_config
 from unclip.data.captions import read_captions
 from unclip.files import UnclipError
 from unclip.stages import STAGES
+from unclip.training.together import Together
 
 
 @pytest.fixture
@@ -120,6 +121,18 @@ def test_every_stage_is_a_command_that_takes_the_config(name: str) -> None:
     assert command[:3] == [sys.executable, "-m", "unclip"]
     _, bound, _ = app.parse_args(command[3:], exit_on_error=False, print_error=False)
     assert bound.arguments == {"config": Path("run.json")}
+
+
+@pytest.mark.parametrize("name", ["prior", "decoder", "upsampler"])
+def test_machines_that_train_together_get_the_same_command(harness: None, config: RunConfig, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr(stages, "run_child", lambda command, *, name, say: commands.append(command))
+    together = {"nproc": 4, "nnodes": 2, "rdzv_endpoint": "node0:29400"}
+    getattr(stages, name)(config, together)
+    _, bound, _ = app.parse_args(commands[0][3:], exit_on_error=False, print_error=False)
+    assert bound.arguments == {"config": Path(config.root) / "run.json", "processes": Together(**together)}  # type: ignore[arg-type]
+    with pytest.raises(Exception, match="expected rdzv_endpoint"):
+        getattr(stages, name)(config, {"nnodes": 2})
 
 
 def test_a_misspelt_nested_setting_is_refused_before_anything_runs(harness: None, config: RunConfig) -> None:

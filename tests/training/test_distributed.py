@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -16,9 +17,10 @@ from tests.data.pairs import write_pairs
 from tests.pipeline import command, copied, environment, folder_of, manifest
 from tests.training.toy import CONFIG, PICTURES, TOGETHER, rows_of, train_on_pictures, train_toy, weights_of
 from unclip import checkpoint
-from unclip.cli.train import without_nproc
 from unclip.files import UnclipError
 from unclip.training.config import TrainingConfig
+from unclip.training.launch import own_address
+from unclip.training.together import Together, without_options
 
 TORCHRUN = ["-m", "torch.distributed.run", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--local-addr", "127.0.0.1", "--nproc-per-node", "2"]
 
@@ -166,6 +168,30 @@ def test_a_users_error_in_the_processes_is_the_commands_own(root: Path, tmp_path
     assert "Traceback" not in done.stderr
 
 
-def test_one_process_gets_the_command_without_its_number() -> None:
-    assert without_nproc(["train", "prior", "--nproc", "2", "--root", "a"]) == ["train", "prior", "--root", "a"]
-    assert without_nproc(["train", "--nproc=2", "prior", "--dry-run"]) == ["train", "prior", "--dry-run"]
+def test_one_process_gets_the_command_without_what_is_said_of_all() -> None:
+    assert without_options(["train", "prior", "--nproc", "2", "--root", "a"]) == ["train", "prior", "--root", "a"]
+    assert without_options(["train", "--nproc=2", "prior", "--dry-run"]) == ["train", "prior", "--dry-run"]
+    together = Together(nproc=2, nnodes=3, rdzv_endpoint="node0:29400", rdzv_minutes=2)
+    assert without_options(["train", *together.arguments(), "prior", "--rdzv_minutes=1"]) == ["train", "prior"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"nproc": 0}, "nproc must be at least 1, got 0"),
+        ({"nnodes": 2}, "expected rdzv_endpoint, the host:port of one of them"),
+        ({"rdzv_endpoint": "node0:29400"}, "expected nnodes of 2 or more, got 1"),
+        ({"nnodes": 2, "rdzv_endpoint": "node0"}, "must be host:port, such as node0:29400, got 'node0'"),
+        ({"nnodes": 2, "rdzv_endpoint": "node0:0"}, "must be host:port"),
+    ],
+)
+def test_machines_that_can_not_meet_are_refused(wrong: dict[str, Any], says: str) -> None:
+    with pytest.raises(UnclipError, match=says):
+        Together(**wrong)
+
+
+def test_a_machine_is_known_by_the_address_that_reaches_the_endpoint() -> None:
+    assert own_address("127.0.0.1:29400") == "127.0.0.1"
+    assert own_address("localhost:29400") == "localhost"
+    with pytest.raises(UnclipError, match="expected --rdzv-endpoint to name a machine that can be reached"):
+        own_address(f"{'n' * 64}:29400")  # longer than a name may be, so nobody is asked for it

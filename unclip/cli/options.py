@@ -36,6 +36,17 @@ def set_settings(settings: dict[str, Any]) -> None:
     _settings.update(settings)
 
 
+def add_setting(path: str, value: Any) -> None:
+    """Adds a setting that an option of the command stands for."""
+    _settings[path] = value
+
+
+def take_settings(section: str) -> dict[str, Any]:
+    """Takes the settings of a section that is none of the config's, by their names."""
+    found = {path: _settings.pop(path) for path in list(_settings) if path.startswith(f"{section}.")}
+    return {path.removeprefix(f"{section}."): value for path, value in found.items()}
+
+
 def resolve(
     preset: str = "", file: Path | None = None, root: str = "", source: str = "", url_column: str = "", caption_column: str = "", world: str = "",
     *, in_use: bool = True,

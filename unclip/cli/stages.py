@@ -79,7 +79,7 @@ def work_on(name: str, config: "RunConfig", dry_run: bool, section: Any = None) 
         _show_plan(config)
         return
     from unclip.stages import pending, run_stage
-    from unclip.training.processes import crew
+    from unclip.training.processes import crew, require_one_folder
     from unclip.versions import remember
 
     with crew() as leads:
@@ -87,6 +87,7 @@ def work_on(name: str, config: "RunConfig", dry_run: bool, section: Any = None) 
             return
         pending(config)  # a config that does not fit the root is refused before it is remembered
         remember(config)
+        require_one_folder(Path(config.root))
         used = config if section is None else dataclasses.replace(config, **{name: section})
         manifest, worked = run_stage(name, used)
     if name == "evaluate":

@@ -3,21 +3,24 @@
 Pictures are decoded and preprocessed in worker processes ahead of the model, across shards; captions go through it sorted
 by length, which is exact and pads little. Vectors are stored as CLIP gives them, not normalised, because a norm can't be
 recovered later. Several processes, on one machine or several, may embed a root together: each takes the next shard that
-no other has, and one that dies leaves its shard to the others.
+no other has, and one that dies leaves its shard to the others. Or Ray brings the shards to its machines, one at a time to
+each process.
 """
 
 import io
 import itertools
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from copy import copy
+from dataclasses import dataclass, field
 from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +32,9 @@ from torch.nn import functional as F
 
 from unclip.clip import Clip, Precision, load_clip, preprocess_of
 from unclip.data import stats
+from unclip.data.cluster import RayConfig, on_cluster
 from unclip.data.contracts import embedding_schema
+from unclip.data.fetch import die_with
 from unclip.data.manifest import Manifest, Part, Stage, finished_manifest, identity, read_part, runtime
 from unclip.data.shards import Sample, curated_part, kept_rows, read_shard, shards_digest
 from unclip.files import Claims, UnclipError, fingerprint, remove_leftovers, replacing
@@ -41,6 +46,8 @@ SECONDS_BETWEEN_LOOKS = 0.5  # at what the other processes have done
 CLAIMS = ".claims"
 VECTORS = ("image_emb", "text_emb", "text_tokens")
 
+Submit = Callable[[list[bytes]], Future[Tensor]]  # encoded pictures -> (B, 3, H, H) float32, as soon as they are decoded
+
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedConfig:
@@ -51,6 +58,8 @@ class EmbedConfig:
         precision: what CLIP computes in; "bf16" and "fp16" are for GPUs. Similarities are computed in float32 whatever it is.
         batch_size, num_workers: pictures in one forward pass, and processes that decode ahead of it.
         shared: whether several processes embed this root together.
+        engine: "ray" embeds on a Ray cluster, whose machines mount the root under the same path; num_workers is that of each process.
+        ray: which cluster, and what a process takes of it.
         compile: whether CLIP goes through torch.compile.
     """
 
@@ -61,11 +70,17 @@ class EmbedConfig:
     batch_size: int = runtime(256)
     num_workers: int = runtime(1)
     shared: bool = runtime(False)
+    engine: Literal["here", "ray"] = runtime("here")
+    ray: RayConfig = field(default_factory=RayConfig, metadata={"runtime": True})
     compile: bool = runtime(False)
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.num_workers < 0:
             raise ValueError(f"batch_size must be at least 1 and num_workers at least 0, got {self.batch_size} and {self.num_workers}")
+        if self.engine == "here" and self.ray != RayConfig():
+            raise ValueError(f"the settings of ray are for engine 'ray', got engine {self.engine!r}")
+        if self.engine == "ray" and self.shared:
+            raise ValueError("engine 'ray' gives each shard to one process by itself; expected shared false, got true")
 
 
 def embed_inputs(shards: Path, clip: Path) -> dict[str, str]:
@@ -89,14 +104,44 @@ def embed(shards: Path, clip_folder: Path, out: Path, config: EmbedConfig, *, de
         raise UnclipError(f"{out / stale}.parquet has no shard in {shards}; remove it and its .json, or bring the shard back")
     work = _Work(stage, sources, {source.name: part_origin(source.digest, inputs["clip"], identity(config)) for source in sources}, config.shared)
     if todo := work.left():
-        clip = load_clip(clip_folder, device=device, precision=config.precision, compiled=config.compile)
         rows = sum(source.kept for source in sources)
-        with progress("embed", rows, unit="pair", done=rows - sum(source.kept for source in todo)) as bar, _decoding(clip_folder, config.num_workers) as submit:
-            chunks = _ahead(_chunks(work, shards, config.batch_size, submit), config.num_workers + AHEAD)
-            for source, of_source in itertools.groupby(chunks, key=lambda chunk: chunk.source):
-                _embed_shard(work, source, of_source, shards, clip, config, bar)
+        with progress("embed", rows, unit="pair", done=rows - sum(source.kept for source in todo)) as bar:
+            (_embed_on_ray if config.engine == "ray" else _embed_here)(work, shards, clip_folder, config, device, bar)
     stats.write_stats(out)
     return stage.finish_parts([part for part in map(work.done, sources) if part is not None])
+
+
+def _embed_here(work: "_Work", shards: Path, clip_folder: Path, config: EmbedConfig, device: str, bar: Bar) -> None:
+    clip = load_clip(clip_folder, device=device, precision=config.precision, compiled=config.compile)
+    with _decoding(clip_folder, config.num_workers) as submit:
+        _embed_all(work, shards, clip, submit, config, bar)
+
+
+def _embed_on_ray(work: "_Work", shards: Path, clip_folder: Path, config: EmbedConfig, _device: str, bar: Bar) -> None:
+    """The device is that of the machines which do the work, not of this one."""
+    todo = {source.name: source for source in work.left()}
+    paths = shards.resolve(), clip_folder.resolve()  # Ray's processes have a working directory of their own
+    for name, _ in on_cluster(partial(embed_shard, *paths, config), {name: work.only(source) for name, source in todo.items()}, config.ray):
+        bar.advance(todo[name].kept)
+
+
+def embed_shard(shards: Path, clip_folder: Path, config: EmbedConfig, work: "_Work") -> None:
+    """Embeds what little work there is, in a process that is kept for more: it holds the CLIP and the processes that decode."""
+    clip, submit, _ = _held(clip_folder, config)
+    _embed_all(work, shards, clip, submit, config, None)
+
+
+@cache
+def _held(clip_folder: Path, config: EmbedConfig) -> tuple[Clip, Submit, ExitStack]:
+    decoding = ExitStack()  # held too, for what decodes would end with it; closed by the end of this process
+    clip = load_clip(clip_folder, device="cuda" if config.ray.gpus else "cpu", precision=config.precision, compiled=config.compile)
+    return clip, decoding.enter_context(_decoding(clip_folder, config.num_workers)), decoding
+
+
+def _embed_all(work: "_Work", shards: Path, clip: Clip, submit: Submit, config: EmbedConfig, bar: Bar | None) -> None:
+    chunks = _ahead(_chunks(work, shards, config.batch_size, submit), config.num_workers + AHEAD)
+    for source, of_source in itertools.groupby(chunks, key=lambda chunk: chunk.source):
+        _embed_shard(work, source, of_source, shards, clip, config, bar)
 
 
 class _Work:
@@ -109,6 +154,12 @@ class _Work:
     def __init__(self, stage: Stage, sources: list[Part], made_from: dict[str, str], shared: bool) -> None:
         self.stage, self._sources, self._made_from = stage, sources, made_from
         self._claims = Claims(stage.folder / CLAIMS) if shared else None
+
+    def only(self, source: Part) -> "_Work":
+        """The work on one shard alone, for whoever was given it: what another process needs to do and to record it."""
+        stage = copy(self.stage)
+        stage.folder = stage.folder.resolve()
+        return _Work(stage, [source], {source.name: self._made_from[source.name]}, shared=False)
 
     def done(self, source: Part) -> Part | None:
         """The record of its part, None where it must be made."""
@@ -154,7 +205,7 @@ class _Chunk:
     pixels: Future[Tensor]
 
 
-def _chunks(work: _Work, shards: Path, batch_size: int, submit: Callable[[list[bytes]], Future[Tensor]]) -> Iterator[_Chunk]:
+def _chunks(work: _Work, shards: Path, batch_size: int, submit: Submit) -> Iterator[_Chunk]:
     for source in work.take():
         samples = list(read_shard(shards / f"{source.name}.tar"))
         for start in range(0, max(1, len(samples)), batch_size):  # a shard without pictures has a part too
@@ -196,14 +247,14 @@ def _refuse_other_clip(out: Path, clip_folder: Path, digest: str) -> None:
 
 
 @contextmanager
-def _decoding(clip_folder: Path, num_workers: int) -> Iterator[Callable[[list[bytes]], Future[Tensor]]]:
+def _decoding(clip_folder: Path, num_workers: int) -> Iterator[Submit]:
     """Yields `submit(images) -> Future of (B, 3, H, H) float32`, which comes from a worker through shared memory; without workers a thread does it."""
     decode = partial(_decode, str(clip_folder))
     if num_workers == 0:
         with ThreadPoolExecutor(1) as here:
             yield partial(here.submit, decode)
         return
-    with ProcessPoolExecutor(num_workers, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(num_workers, get_context("spawn"), initializer=die_with, initargs=(os.getpid(),)) as pool:
         try:
             yield partial(pool.submit, decode)
         finally:
@@ -220,7 +271,7 @@ def _decode(clip_folder: str, images: list[bytes]) -> Tensor:
     return torch.stack(pictures) if pictures else torch.zeros(0)
 
 
-def _embed_shard(work: _Work, source: Part, chunks: Iterable[_Chunk], shards: Path, clip: Clip, config: EmbedConfig, bar: Bar) -> None:
+def _embed_shard(work: _Work, source: Part, chunks: Iterable[_Chunk], shards: Path, clip: Clip, config: EmbedConfig, bar: Bar | None) -> None:
     started = time.monotonic()
     kept = kept_rows(shards / f"{source.name}.tar")
     image_emb: list[Tensor] = []
@@ -229,7 +280,8 @@ def _embed_shard(work: _Work, source: Part, chunks: Iterable[_Chunk], shards: Pa
         if chunk.samples:
             image_emb.append(clip.encode_images(chunk.pixels.result()).cpu())
         samples += chunk.samples
-        bar.advance(len(chunk.samples))
+        if bar is not None:
+            bar.advance(len(chunk.samples))
     if [sample.key for sample in samples] != kept["key"].to_pylist():
         raise UnclipError(
             f"{shards / source.name}.tar and .parquet disagree on their keys; remove both and {source.name}.json, and run `unclip download` again"

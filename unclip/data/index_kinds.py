@@ -68,15 +68,7 @@ def choose(kind: Kind | Literal["auto"], num_rows: int, width: int, max_bytes: i
     Raises:
         UnclipError: nothing fits into `max_bytes`.
     """
-    lists = _num_lists(num_rows)
-    codes = [width // parts for parts in (2, 4, 8, 16, 32) if width % parts == 0 and width // parts >= MIN_CODE] or [width]
-    choices = [
-        Choice("fp32", 0, 4 * width),
-        Choice("fp16", 0, 2 * width),
-        Choice("int8", 0, width),
-        Choice("ivf-int8", lists, width),
-        *(Choice("ivf-pq", lists, code) for code in codes),
-    ]
+    choices = choices_for(num_rows, width)
     if kind == "auto":
         choices = [choice for choice in choices if not (choice.kind in EXACT and num_rows > EXACT_ROWS)]
     else:
@@ -89,6 +81,19 @@ def choose(kind: Kind | Literal["auto"], num_rows: int, width: int, max_bytes: i
             f" expected at most {max_bytes / 2**30:.2f}; raise index.max_memory_gib{'' if kind == 'auto' else ', or choose another index.kind'}"
         )
     return fitting[0]
+
+
+def choices_for(num_rows: int, width: int) -> list[Choice]:
+    """All kinds for so many vectors, from the most memory to the least."""
+    lists = _num_lists(num_rows)
+    codes = [width // parts for parts in (2, 4, 8, 16, 32) if width % parts == 0 and width // parts >= MIN_CODE] or [width]
+    return [
+        Choice("fp32", 0, 4 * width),
+        Choice("fp16", 0, 2 * width),
+        Choice("int8", 0, width),
+        Choice("ivf-int8", lists, width),
+        *(Choice("ivf-pq", lists, code) for code in codes),
+    ]
 
 
 def _num_lists(num_rows: int) -> int:

@@ -5,11 +5,15 @@ arguments that the leader calls through `together`; the others wait in `crew` an
 """
 
 import os
+import socket
+import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import ParamSpec, TypeVar
+from pathlib import Path
+from typing import ParamSpec, TextIO, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +23,8 @@ from unclip.files import UnclipError
 WAIT = timedelta(hours=12)  # how long the others may wait for the leader's own work; a leader that died is noticed at once
 INTERRUPTED = 130  # the exit code
 SPEAK_FIRST_SECONDS = 5.0
+MEETING = ".meeting"
+SEEN_SECONDS = 20.0  # after which a file that one machine wrote is seen by all, on a shared folder
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -75,6 +81,7 @@ def _follow() -> None:
             dist.broadcast_object_list(asked)
         except RuntimeError:  # the leader has ended, and says why; what it says and its exit code come first
             time.sleep(SPEAK_FIRST_SECONDS)
+            _say_for_this_machine("the process that leads has ended; why, it says on its own machine", file=sys.stderr)
             raise SystemExit(1) from None
         if asked[0] is None:
             return
@@ -86,3 +93,46 @@ def _follow() -> None:
         except UnclipError:
             time.sleep(SPEAK_FIRST_SECONDS)  # the leader meets the same, says it and ends all; only what it does not meet is said here
             raise
+
+
+def require_one_folder(folder: Path) -> None:
+    """Called by the leader: all processes must see its folder, each under this path as it is written.
+
+    Raises:
+        UnclipError: on some machine there is another folder, or none.
+    """
+    if num_processes() == 1:
+        return
+    told = uuid.uuid4().hex
+    (folder / MEETING).write_text(told)
+    try:
+        together(_compare, folder, told)
+    finally:
+        (folder / MEETING).unlink(missing_ok=True)
+
+
+def _compare(folder: Path, told: str) -> None:
+    sees = _is_told(folder / MEETING, told)
+    found: list[tuple[str, bool]] = [("", False)] * num_processes()
+    dist.all_gather_object(found, (socket.gethostname(), sees))
+    _say_for_this_machine(f"trains with {found[0][0]}, which leads: it writes, and says what is done", file=sys.stdout)
+    if blind := sorted({host for host, seen in found if not seen}):
+        raise UnclipError(
+            f"expected every machine to see the same {folder}, but on {', '.join(blind)} it is another one or none; mount it there, or use --root"
+        )
+
+
+def _is_told(path: Path, told: str) -> bool:
+    end = time.monotonic() + SEEN_SECONDS
+    while True:
+        if path.is_file() and path.read_text() == told:
+            return True
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+
+
+def _say_for_this_machine(line: str, *, file: TextIO) -> None:
+    """Once on each machine but the leader's, where the leader speaks."""
+    if os.environ.get("GROUP_RANK", "0") != "0" and os.environ.get("LOCAL_RANK") == "0":  # as torchrun sets them
+        print(f"unclip: {line}", file=file, flush=True)
