@@ -17,6 +17,7 @@ import pyarrow as pa
 import torch
 
 from tests.benchmarks.child import peak_memory
+from unclip.data.plain import as_float32
 from unclip.data.store import normalised
 
 BATCH = 8192
@@ -30,20 +31,20 @@ Pass = Callable[[], Iterator[np.ndarray]]  # one pass over what was opened befor
 
 def read_memory_map(folder: Path) -> Pass:
     whole = np.load(folder / "vectors.npy", mmap_mode="r")
-    return lambda: (whole[start : start + BATCH].astype(np.float32) for start in range(0, len(whole), BATCH))
+    return lambda: (as_float32(whole[start : start + BATCH]) for start in range(0, len(whole), BATCH))
 
 
 def read_cache(folder: Path) -> Pass:
     from unclip.data.cache import open_pairs
 
     emb = open_pairs(folder / "store", split="train", text_tokens=False).image_emb
-    return lambda: (emb[start : start + BATCH].astype(np.float32) for start in range(0, len(emb), BATCH))
+    return lambda: (as_float32(emb[start : start + BATCH]) for start in range(0, len(emb), BATCH))
 
 
 def read_store(folder: Path) -> Pass:
     from unclip.data.store import iter_batches
 
-    return lambda: (batch["image_emb"].astype(np.float32) for batch in iter_batches(folder / "store", ["image_emb"], batch_size=BATCH))
+    return lambda: (as_float32(batch["image_emb"]) for batch in iter_batches(folder / "store", ["image_emb"], batch_size=BATCH))
 
 
 def read_embedding_reader(folder: Path) -> Pass:
