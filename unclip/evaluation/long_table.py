@@ -32,6 +32,13 @@ def _of_priors(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             intervals = row["intervals"] | {"draw_spread_ratio": row["draw_spread_ratio_interval"]}
             ends = {f"{metric} {end}": value for metric, pair in intervals.items() if pair for end, value in zip(("low", "high"), pair, strict=True)}
             yield from _entries("prior", f"{split} / {name}", {metric: value for metric, value in row.items() if "interval" not in metric} | ends)
+        for kind, gain in found["reranking"]["gains"].items():
+            yield from _entries(
+                "reranking", f"{split} / {kind}, best against first", {f"recall_at_10 {end}": value for end, value in gain["recall_at_10"].items()}
+            )
+        for name, row in (found["reranking"]["ceiling"] or {"rows": {}})["rows"].items():
+            recalls = {f"{metric} {end}": value for metric in row if metric != "median_rank" for end, value in row[metric].items()}
+            yield from _entries("reranking", f"{split} / {name}", recalls | {"median_rank": row["median_rank"]})
         yield from _entries("prior", f"{split} / real images of one caption", {"draw_spread": found["real_spread"]["value"]})
     for point in report["sweeps"]["points"]:
         of_point = {name: value for name, value in point.items() if name not in ("curve", "prior", "sampler", "value")}
