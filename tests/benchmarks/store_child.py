@@ -164,7 +164,8 @@ def main(task: str, contender: str, folder: Path, peers: Path) -> None:
     pa.set_cpu_count(1)
     before = peak_memory()
     answer = TASKS[task](contender, folder)
-    print(json.dumps(answer | {"peak_memory_bytes": peak_memory(), "imported_bytes": before}), file=sys.__stdout__)
+    # on a line of its own: clip-retrieval leaves one open
+    print("\n" + json.dumps(answer | {"peak_memory_bytes": peak_memory(), "imported_bytes": before}), file=sys.__stdout__)
 
 
 if __name__ == "__main__":
