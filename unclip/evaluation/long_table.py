@@ -74,6 +74,9 @@ def _of_pictures(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             yield from _entries("manipulations", f"round trip / {trip['steps']}", {name: trip[name] for name in ("psnr", "max_error")})
         for varied in report["manipulations"]["variations"]:
             yield from _entries("manipulations", f"variations / eta {varied['eta']:g}", {name: varied[name] for name in ("similarity", "diversity", "number")})
+        for edited in (report["manipulations"]["edits"] or {"thetas": []})["thetas"]:
+            shares = {f"{name} {end}": value for name in ("changed", "kept", "both") for end, value in edited[name].items()}
+            yield from _entries("manipulations", f"edits / theta {edited['theta']:g}", shares)
     for target in report["targets"]:
         yield from _entries("targets", f"{target['split']} / {target['label']}", {name: target[name] for name in ("value", "low", "high", "number", "target")})
 
