@@ -13,6 +13,7 @@ from unclip import night, versions
 from unclip.config import RunConfig, load_config
 from unclip.data.manifest import read_manifest
 from unclip.files import UnclipError, write_json
+from unclip.gallery import RECORD
 from unclip.models import paths_of
 from unclip.training.run import last_checkpoint
 from unclip.training.snapshot import whence
@@ -117,7 +118,7 @@ def test_good_models_are_put_to_use_and_every_command_uses_them(config: RunConfi
     assert "pictures held: 0.800 before, 0.900 now" in shown.stdout
     made = unclip("generate", Path(config.root), "a red circle", "--out", str(Path(config.root) / "made"), "--num", "1")
     assert made.returncode == 0, made.stderr
-    origins = json.loads((Path(config.root) / "made" / "").read_text())["models"]
+    origins = json.loads((Path(config.root) / "made" / RECORD).read_text())["settings"]["models"]
     assert origins["decoder"].startswith("main-2 ")
     assert load_config(file=Path(config.root) / "run.json") == config  # what the user asked for stands as it was
 

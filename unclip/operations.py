@@ -15,7 +15,7 @@ from unclip.data.takedown import Takedown, erase, links_of, marked_rows
 from unclip.data.verify import Fault, discard, verify
 from unclip.evaluation.duplicates import SHEET
 from unclip.files import UnclipError, exclusive, remove
-from unclip.layout import SELECTED
+from unclip.layout import SELECTED, Paths
 from unclip.models import device_of, load_models, paths_of
 from unclip.stages import STAGES, evaluate_section, is_done
 from unclip.training.prior import trained_priors
@@ -77,8 +77,10 @@ def remove_data(config: RunConfig, *, keys: Sequence[str], urls: Sequence[str]) 
         if marks != before:
             write_marks(paths.root, marks)
         gone = marked_rows(paths.source, marks)
+        reports = paths.report.parent  # every version's
+        discarded = [folder for folder in (reports, *_other_indexes(paths)) if folder.exists() and (gone or folder != reports)]
         if gone:
-            remove(paths.report.parent)  # every version's: they show pictures and captions; of a takedown that was killed the rows are still there
+            remove(reports)  # they show pictures and captions; of a takedown that was killed the rows are still there
             for store in _folders(paths.embeddings.parent):
                 remove(store / SELECTED / SHEET)
         done = erase(
@@ -86,10 +88,10 @@ def remove_data(config: RunConfig, *, keys: Sequence[str], urls: Sequence[str]) 
             curate_again=lambda: _run_again("curate", config),
         )  # fmt: skip
         _run_again("select", config)
-        for index in _folders(paths.index.parent):
-            if index != paths.index:
-                remove(index)
+        for index in _other_indexes(paths):
+            remove(index)
         _run_again("index", config)
+    done.discarded = discarded
     trained = [run for folder in (paths.clip, paths.prior, paths.decoder, paths.upsampler) for run in _folders(folder.parent)]
     return done, [run for run in trained if gone and (found := read_manifest(run)) is not None and not found.config.get("model")]
 
@@ -119,6 +121,11 @@ def _run_again(name: str, config: RunConfig) -> None:
     except UnclipError:
         return
     stage.run(config, paths)
+
+
+def _other_indexes(paths: Paths) -> list[Path]:
+    """The indexes of other CLIPs than the config's, whose stages need their own configs."""
+    return [index for index in _folders(paths.index.parent) if index != paths.index]
 
 
 def _folders(parent: Path) -> list[Path]:

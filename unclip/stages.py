@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unclip.config import RunConfig
+from unclip.data.again import rows_to_try_again
 from unclip.data.curate import curate, curate_inputs
 from unclip.data.download import download, download_inputs
 from unclip.data.embed import embed, embed_inputs
@@ -13,7 +14,7 @@ from unclip.data.index import build_index, index_inputs
 from unclip.data.manifest import Manifest, finished_manifest, is_current
 from unclip.data.marks import read_marks
 from unclip.data.select import select, select_inputs
-from unclip.data.source import SourceConfig, build_source, source_inputs
+from unclip.data.source import TABLE, SourceConfig, build_source, source_inputs
 from unclip.evaluation.config import EvaluateSection, evaluate_inputs
 from unclip.evaluation.duplicates import draw_clusters, is_drawn
 from unclip.files import UnclipError, exclusive
@@ -58,13 +59,17 @@ def _source_section(config: RunConfig) -> SourceConfig:
 def _source_inputs(config: RunConfig, paths: Paths) -> Mapping[str, str]:
     if config.world is not None and not paths.world.exists():
         return {}  # the stage makes the world before it reads it
-    return source_inputs(_source_section(config), read_marks(paths.root))
+    return source_inputs(_source_section(config), read_marks(paths.root), _again(config, paths))
 
 
 def _run_source(config: RunConfig, paths: Paths) -> Manifest:
     if config.world is not None:
         write_world(paths.world, config.world)
-    return build_source(paths.source, _source_section(config), read_marks(paths.root))
+    return build_source(paths.source, _source_section(config), read_marks(paths.root), _again(config, paths))
+
+
+def _again(config: RunConfig, paths: Paths) -> frozenset[str]:
+    return rows_to_try_again(paths.source / TABLE, paths.shards, config.download.later_tries)
 
 
 def _after(stage: str, paths: Paths, inputs: Mapping[str, str]) -> Mapping[str, str]:

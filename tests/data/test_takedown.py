@@ -262,6 +262,8 @@ def test_the_command_leaves_a_root_that_is_whole(root: Path, tmp_path: Path) -> 
     # other scenes of this world may have the same words
     sought = [trace for key in [*keys, "0000100001"] for place, trace in enumerate(traces(copy, key)) if place not in (1, 5, 6)]
     assert where(copy, sought)
+    shutil.copytree(copy / "index/own", copy / "index/other")  # of a CLIP that the config does not name
+    (copy / "report").mkdir(exist_ok=True)
     done = unclip("remove", copy, "--keys", *keys, "--urls", str(links))
     assert done.returncode == 0, done.stderr
     assert "3 rows (1 heldout-" in done.stdout
@@ -269,6 +271,10 @@ def test_the_command_leaves_a_root_that_is_whole(root: Path, tmp_path: Path) -> 
     assert "trained while the rows were there" in done.stdout
     assert where(copy, sought) == []
     assert not (copy / "report").exists()
+    assert not (copy / "index/other").exists()
+    assert f"{copy / 'report'}: unclip evaluate --root {copy}\n" in done.stdout
+    assert f"{copy / 'index/other'}: unclip index --root {copy} --clip.name other, with" in done.stdout
+    assert f"{copy / 'index/own'}:" not in done.stdout
     assert verify(folder_of(copy, "download"), folder_of(copy, "embed"), folder_of(copy, "clip")) == []
     assert open_index(folder_of(copy, "index")).keys.num_rows == manifest(copy, "embed")["counts"]["kept"] == 117  # type: ignore[index]
     plan = unclip("run", copy, "--dry-run").stdout

@@ -47,6 +47,7 @@ SECTION = EvaluateSection(
         sweep_steps=(2, 4),
         judge_steps=2,
         num_manipulated=2,
+        num_edited=3,
         manipulation_steps=(1, 2),
     ),
     generate=GenerateConfig(prior=PriorSampling(num_steps=3), decoder_steps=2),

@@ -92,7 +92,23 @@ def test_a_target_is_what_the_judge_said_of_the_chosen_row() -> None:
     assert targets_table(report | {"targets": []}) is None
     console = Console(width=80, record=True)
     console.print(ladder_table(report))
+    console.print(targets_table(report))
     shown = console.export_text()
-    for words in ("decoder trained on text", "text as image", "caption alone", "70%", "embedding alone", "all held"):
+    for words in ("decoder trained on text", "text as image", "caption alone", "70%", "embedding alone", "held out"):
         assert words in shown
     assert "…" not in shown
+
+
+def test_the_ladder_of_the_largest_report_fits_eighty_columns() -> None:
+    """All splits of the shapes world, binding, the longest names and an upsampler: every row keeps its line."""
+    report = {"chosen": PRIOR, "ladder": ladder()}
+    number = {"mean": 1.0, "low": 1.0, "high": 1.0, "number": 100, "closed": 1.0}
+    splits = ["heldout-pair", "heldout-scene", "train", TOGETHER]
+    longest = ["autoregressive best of 16", f"{PRIOR}, upsampled to 1024 pixels", *(row["name"] for row in ladder()["rows"])]
+    rows = [{"name": name, "sees": "embedding and caption", "splits": dict.fromkeys(splits, number), "binding": number} for name in longest]
+    console = Console(width=80, record=True)
+    console.print(ladder_table({**report, "ladder": ladder() | {"rows": rows, "splits": splits}}))
+    shown = console.export_text()
+    assert "…" not in shown
+    assert len(shown.splitlines()) == len(rows) + 7  # title, head in two lines, rule, one heading, two empty ones
+    assert "upsampled to 1024 pixels" in shown

@@ -1,5 +1,6 @@
 """The commands that look after the data of a root: is it what was made, and making again what is not."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +10,8 @@ from rich.table import Table
 from unclip.cli.app import DATA, FAULTY, app, console
 from unclip.cli.options import Root, resolve
 from unclip.files import UnclipError
+
+INDEX = "index"  # the folder that holds one for each CLIP
 
 if TYPE_CHECKING:
     from unclip.data.verify import Fault
@@ -65,7 +68,8 @@ def remove(
     asked_keys, asked_urls = _values(keys or []), _values(urls or [])
     if not asked_keys and not asked_urls:
         raise UnclipError("expected what to remove: give --keys or --urls")
-    done, trained = remove_data(resolve(root=root), keys=asked_keys, urls=asked_urls)
+    config = resolve(root=root)
+    done, trained = remove_data(config, keys=asked_keys, urls=asked_urls)
     splits = ", ".join(f"{count} {split}" for split, count in splits_of(done.rows).items())
     console.print(
         f"{len(done.rows)} rows{f' ({splits})' if splits else ''} were removed, with {done.pictures} pictures and {done.vectors} vectors; "
@@ -74,6 +78,14 @@ def remove(
     )
     if done.twins:
         console.print(f"{len(done.twins)} rows with other links hold pictures of the same bytes, and stay: {', '.join(done.twins[:10])}", highlight=False)
+    if done.discarded:
+        console.print(
+            "These folders showed the rows and went as a whole; each is made again by the command beside it:\n"
+            + "\n".join(f"  {folder}: {_made_again_by(folder, config.root)}" for folder in done.discarded),
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
     if trained:
         console.print(
             "These models were trained while the rows were there, and stay as they are:\n"
@@ -82,6 +94,13 @@ def remove(
             "and versions.json: it then trains from the start. A CLIP that was trained here stays until its folder is removed.",
             highlight=False,
         )
+
+
+def _made_again_by(folder: Path, root: str) -> str:
+    """The command that makes a folder again which a takedown discarded: a report, or the index of a CLIP that is not the root's own today."""
+    if folder.parent.name != INDEX:
+        return f"unclip evaluate --root {shlex.quote(root)}"
+    return f"unclip index --root {shlex.quote(root)} --clip.name {shlex.quote(folder.name)}, with the other settings of that CLIP"
 
 
 def _values(given: list[str]) -> list[str]:

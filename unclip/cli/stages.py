@@ -174,6 +174,7 @@ def evaluate_prior(*, root: Root) -> None:
     for split, found in measured["prior"].items():
         console.print(ladder_table(split, found))
         console.print(found["verdict"]["sentence"], highlight=False, markup=False)
+        console.print(found["reranking"]["sentence"], highlight=False, markup=False)
     console.print(f"page: [bold]{paths_of(config).report / PAGE}[/]", highlight=False)
 
 

@@ -114,11 +114,20 @@ def iter_rows(path: Path, schema: pa.Schema, columns: Sequence[str] = ()) -> Ite
     Raises:
         UnclipError: as `read_table`.
     """
+    for batch in iter_batches_of(path, schema, columns):
+        yield from batch.to_pylist()
+
+
+def iter_batches_of(path: Path, schema: pa.Schema, columns: Sequence[str] = ()) -> Iterator[pa.RecordBatch]:
+    """The same in batches, for what goes through all rows without a look at each.
+
+    Raises:
+        UnclipError: as `read_table`.
+    """
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             _check_schema(path, file.schema_arrow, schema)
-            for batch in file.iter_batches(columns=list(columns) or None):
-                yield from batch.to_pylist()
+            yield from file.iter_batches(columns=list(columns) or None)
     except FileNotFoundError:
         raise _missing(path) from None
     except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: a name or a text in it is not UTF-8

@@ -50,6 +50,7 @@ class DownloadConfig:
     retries: int = runtime(2)  # of timeouts, lost connections, 5xx and 429
     backoff_seconds: float = runtime(2.0)  # before the first retry; doubled for each further one
     longest_wait_seconds: float = runtime(120.0)  # of a site's Retry-After; a link of one that asks for more is given up
+    later_tries: int = runtime(3)  # later runs in which a link that was given up for one of these reasons is tried again, in a new shard
     robots: Literal["ignore", "obey"] = runtime("ignore")  # robots.txt; for what is fetched from now on
     stall_seconds: float = runtime(180.0)  # without any progress, img2dataset is started anew
     processes: int = runtime(1)
@@ -71,7 +72,7 @@ class DownloadConfig:
         for name in ("max_seconds", "stall_seconds"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be more than 0, got {getattr(self, name)}")
-        for name in ("retries", "backoff_seconds", "longest_wait_seconds"):
+        for name in ("retries", "backoff_seconds", "longest_wait_seconds", "later_tries"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         for name, allowed_names in (("robots", ("ignore", "obey")), ("distributor", ("multiprocessing", *DISTRIBUTORS))):

@@ -85,15 +85,19 @@ def fetched_shards(
         first = [link for name, link in due.items() if name not in tries]
         came = fetch(number, first, [link for name, link in due.items() if name in tries]) if due else {}
         live.add(number)
+        for name in due:
+            tries[name] = tries.get(name, 0) + 1
+        now = clock()
         for shard in held.values():
             for name in due.keys() & shard.again.keys():
-                tries[name] = tries.get(name, 0) + 1
                 shard.fetched[name] = came[name]
                 if shard.fetched[name].tar is not None:
                     shard.rounds.add(number)
-                shard.again[name] = patience.next_try(came[name], tries[name], clock())
+                shard.again[name] = patience.next_try(came[name], tries[name], now)
                 if math.isinf(shard.again[name]):
-                    del shard.again[name], tries[name]
+                    del shard.again[name]
+        for name in due.keys() - {name for shard in held.values() for name in shard.again}:
+            del tries[name]
         for shard in [shard for shard in held.values() if not shard.again]:
             yield shard
             del held[shard.name]

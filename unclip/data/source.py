@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from unclip.data.again import NONE
 from unclip.data.contracts import REJECTED, SOURCE, Reason, iter_rows
 from unclip.data.extras import EXTRAS, as_text, extras_row, extras_schema, known_extras
 from unclip.data.folder import BY_HASH, ServedLink, folder_rows, visible_files
@@ -64,45 +65,50 @@ class SourceConfig:
             raise ValueError(f"keep_columns must name columns, each once, got {list(self.keep_columns)}")
 
 
-def source_inputs(config: SourceConfig, removed: Marks = NO_MARKS) -> dict[str, str]:
+def source_inputs(config: SourceConfig, removed: Marks = NO_MARKS, again: frozenset[str] = NONE) -> dict[str, str]:
     """A digest of what the stage would read: the bytes of a table; the names, sizes and times of a folder's files; what was removed.
+
+    Rows that are to be tried again (their ids) are an input until they have their place.
 
     Raises:
         UnclipError: the path is not there, or nothing of the kind that this stage reads.
     """
     path = _existing(config)
+    more = removed.inputs() | ({"again": fingerprint(sorted(again))} if again else {})
     if path.is_file():
         count_rows(path)
-        return {"table": sha256_file(path)} | removed.inputs()
+        return {"table": sha256_file(path)} | more
     entries = []
     for file in visible_files(path):
         state = file.stat()
         entries.append([file.relative_to(path).as_posix(), state.st_size, state.st_mtime_ns])
-    return {"folder": fingerprint(entries)} | removed.inputs()
+    return {"folder": fingerprint(entries)} | more
 
 
-def build_source(out: Path, config: SourceConfig, removed: Marks = NO_MARKS) -> Manifest:
+def build_source(out: Path, config: SourceConfig, removed: Marks = NO_MARKS, again: frozenset[str] = NONE) -> Manifest:
     """Writes `out/table.parquet`, `out/rejected.parquet` and the manifest; for a folder also `out/serve.json`.
 
     Rows that the table already holds keep their place, rows that are new go to new shards at its end, rows that have gone
-    from the source stay, rows whose links were removed are refused. In the manifest, rows_in = kept + rejected are the rows
-    that were given this time; `rows` are those of the table.
+    from the source stay, rows whose links were removed are refused, and rows to be tried `again` (see `rows_to_try_again`)
+    get a further place among the new ones, if the source still has them. In the manifest, rows_in = kept + rejected are the
+    rows that were given this time; `rows` are those of the table.
 
     Raises:
         UnclipError: the source can't be read, or not one of its rows can be used.
     """
-    inputs = source_inputs(config, removed)
+    inputs = source_inputs(config, removed, again)
     if is_current(out, STAGE, config, inputs) and (out / TABLE).exists():
         return finished_manifest(out, STAGE)
     begun = read_manifest(out) is not None
     stage = Stage(out, STAGE, config, inputs)
     remove_leftovers(out)
     try:
-        counts, digest = _build(out, config, removed)
+        counts, digest, left = _build(out, config, removed, again)
     except UnclipError:
         if not begun:
             remove(out / MANIFEST)  # so that the setting which was wrong can be put right
         raise
+    stage.inputs = source_inputs(config, removed, left)  # what it finds if nothing changes
     return stage.finish(counts=counts, digest=digest)
 
 
@@ -115,7 +121,7 @@ def _existing(config: SourceConfig) -> Path:
     return path
 
 
-def _build(out: Path, config: SourceConfig, removed: Marks) -> tuple[dict[str, object], str]:
+def _build(out: Path, config: SourceConfig, removed: Marks, again: frozenset[str]) -> tuple[dict[str, object], str, frozenset[str]]:
     path = _existing(config)
     given, total = _folder_rows(out, path, config) if path.is_dir() else _table_rows(path, config)
     reasons: Counter[str] = Counter()
@@ -127,10 +133,10 @@ def _build(out: Path, config: SourceConfig, removed: Marks) -> tuple[dict[str, o
         writing(out / EXTRAS, extras_schema(config.keep_columns)) if config.keep_columns else contextlib.nullcontext() as extras,
         progress(STAGE, total, unit="rows") as bar,
     ):
-        growth = Growth(table, iter_rows(out / TABLE, SOURCE) if (out / TABLE).exists() else (), config.shard_size, removed)
+        growth = Growth(table, iter_rows(out / TABLE, SOURCE) if (out / TABLE).exists() else (), config.shard_size, removed, again)
         if extras is not None:
             for known in known_extras(out / EXTRAS):
-                if growth.knows(known["id"]):  # a killed run may have left more
+                if growth.knew(known["id"], known["shard"]):  # a killed run may have left more
                     extras.add(known)
         for number, row in enumerate(given):
             rows_in += 1
@@ -158,7 +164,7 @@ def _build(out: Path, config: SourceConfig, removed: Marks) -> tuple[dict[str, o
         raise UnclipError(
             f"none of the {rows_in} rows of {config.path} can be used; the commonest reason is {reason!r} ({count} rows). See {out / REJECTED_TABLE}"
         )
-    return {"rows_in": rows_in, "kept": kept, "rejected": dict(sorted(reasons.items()))} | growth.counts(), growth.digest()
+    return {"rows_in": rows_in, "kept": kept, "rejected": dict(sorted(reasons.items()))} | growth.counts(), growth.digest(), growth.not_tried
 
 
 class _NothingUsableError(Exception):
@@ -266,21 +272,24 @@ class Growth:
     Of a row no more than its id is held in memory. What was removed keeps its place, as a row without link and caption.
     """
 
-    def __init__(self, table: RowWriter, known: Iterable[dict[str, Any]], shard_size: int, removed: Marks) -> None:
+    def __init__(self, table: RowWriter, known: Iterable[dict[str, Any]], shard_size: int, removed: Marks, again: frozenset[str] = NONE) -> None:
         self._table, self._shard_size, self._removed = table, shard_size, removed
         self._hash = hashlib.sha256()
         self._splits: Counter[str] = Counter()
-        self._shards = self._new = self._num_known = self._num_seen_again = 0
+        self._shards = self._new = self._num_known = self._num_seen_again = self._num_again = 0
         self._known, self._seen, self._links = Ids(), Ids(), Ids()
+        self._again = set(again)
         for row in known:
             self._write(row if row["url"] not in removed else row | {"url": "", "caption": ""})
-            self._known.add(row["id"])
-            self._num_known += 1
+            self._num_known += self._known.add(row["id"])
             self._shards = max(self._shards, row["shard"] + 1)
         self._first_new_shard = self._shards
 
     def add(self, url: str, caption: str, split: str) -> tuple[str, int] | None:
-        """Takes a row of the source in; id and shard of one that is new. Raises RefusedError where the same one came before, or its link was removed."""
+        """Takes a row of the source in; id and shard of one that is new or tried again.
+
+        Raises RefusedError where the same one came before, or its link was removed.
+        """
         if url in self._removed:
             raise RefusedError("removed")
         self._links.add(link_hash(url)[:ID_DIGITS])
@@ -289,7 +298,10 @@ class Growth:
             raise RefusedError("duplicate url and caption")
         if name in self._known:
             self._num_seen_again += 1
-            return None
+            if name not in self._again:
+                return None
+            self._again.remove(name)
+            self._num_again += 1
         shard = self._first_new_shard + self._new // self._shard_size
         self._write({"id": name, "url": str(url), "caption": caption, "split": split, "shard": shard})
         self._new += 1
@@ -302,9 +314,14 @@ class Growth:
             return []
         return sorted({row["url"] for row in table if row["url"] and link_hash(row["url"])[:ID_DIGITS] not in self._links})
 
-    def knows(self, name: str) -> bool:
-        """Whether the table held a row of this id before."""
-        return name in self._known
+    def knew(self, name: str, shard: int) -> bool:
+        """Whether the table held a row of this id before, and shards as far as this one."""
+        return name in self._known and shard < self._first_new_shard
+
+    @property
+    def not_tried(self) -> frozenset[str]:
+        """The ids of rows that were to be tried again, but that the source has no longer."""
+        return frozenset(self._again)
 
     def _write(self, row: dict[str, Any]) -> None:
         self._table.add(row)
@@ -312,9 +329,16 @@ class Growth:
         self._splits[row["split"]] += 1
 
     def counts(self) -> dict[str, object]:
-        """What the table holds: rows, those new in it, those that the source no longer has, shards, rows a split."""
+        """What the table holds: rows, those new in it, those that are tried again, those that the source no longer has, shards, rows a split."""
         gone = self._num_known - self._num_seen_again
-        return {"rows": self._splits.total(), "new": self._new, "gone": gone, "shards": self._shards, "splits": dict(sorted(self._splits.items()))}
+        return {
+            "rows": self._splits.total(),
+            "new": self._new - self._num_again,
+            "again": self._num_again,
+            "gone": gone,
+            "shards": self._shards,
+            "splits": dict(sorted(self._splits.items())),
+        }
 
     def digest(self) -> str:
         """Changes when any row of the table does."""

@@ -3,6 +3,7 @@
 Once `select` has been over a store, whoever reads it here gets the rows that it kept, each in the split that it gave it.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from unclip.data.manifest import finished_manifest, read_manifest, read_part
+from unclip.data.plain import as_float32, plain_columns, plain_vectors
 from unclip.data.selection import only_selected, selected_rows
 from unclip.files import UnclipError, fingerprint
 from unclip.layout import SELECTED
@@ -47,7 +49,7 @@ def column_array(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
 
 def normalised(vectors: np.ndarray) -> np.ndarray:
     """(n, E) of any float type -> unit rows in float32."""
-    wide = np.ascontiguousarray(vectors, np.float32)
+    wide = as_float32(vectors)
     return wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), np.finfo(np.float32).tiny)
 
 
@@ -71,14 +73,37 @@ def iter_part(path: Path, columns: Sequence[str], *, batch_size: int = 8192, sel
     rows = selected_rows(path) if selected else None
     wanted = list(columns) if rows is None else list(dict.fromkeys([*columns, "key"]))
     try:
-        with pq.ParquetFile(path, memory_map=True, page_checksum_verification=True) as file:
-            _require(path, file.schema_arrow.names, wanted)
-            for batch in file.iter_batches(batch_size=batch_size, columns=wanted):
-                chosen = pa.Table.from_batches([batch]) if rows is None else only_selected(batch, rows, path)
-                if len(chosen):
-                    yield {name: column_array(chosen.column(name)) for name in columns}
+        with pa.memory_map(str(path)) as source, pq.ParquetFile(source, page_checksum_verification=True) as file:
+            there = file.schema_arrow
+            _require(path, there.names, wanted)
+            schema = pa.schema([there.field(name) for name in wanted])
+            for group in range(file.num_row_groups):
+                for batch in _batches(source, file, group, schema, batch_size):
+                    chosen = pa.Table.from_batches([batch]) if rows is None else only_selected(batch, rows, path)
+                    if len(chosen):
+                        yield {name: column_array(chosen.column(name)) for name in columns}
     except (OSError, ValueError, pa.ArrowException) as error:
         raise UnclipError(f"{path} is damaged ({' '.join(str(error).split())[:200]}); remove it and its .json, and run `unclip embed` again") from None
+
+
+def _batches(source: pa.NativeFile, file: pq.ParquetFile, group: int, schema: pa.Schema, batch_size: int) -> Iterator[pa.RecordBatch]:
+    """A row group in batches: vectors that lie plain are taken as they lie, the rest goes through pyarrow's decoder."""
+    chunks = file.metadata.row_group(group)
+    plain = {
+        name: plain_vectors(source, column, chunks.num_rows, schema.field(name).type.list_size)
+        for name, column in plain_columns(chunks, schema, schema.names).items()
+    }
+    others = [name for name in schema.names if name not in plain]
+    decoded = file.iter_batches(batch_size=batch_size, row_groups=[group], columns=others) if others else itertools.repeat(None)
+    for start, batch in zip(range(0, chunks.num_rows, batch_size), decoded, strict=False):
+        rows = slice(start, start + batch_size)
+        columns = [batch.column(name) if name in others else as_lists(plain[name][rows], schema.field(name).type) for name in schema.names]
+        yield pa.record_batch(columns, schema=schema)
+
+
+def as_lists(vectors: np.ndarray, kind: pa.DataType) -> pa.FixedSizeListArray:
+    """(n, E) as an Arrow column of this type, not copied."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), type=kind)
 
 
 def training_rows(store: Path, columns: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:

@@ -59,12 +59,14 @@ class Takedown:
         rows: those of the source table.
         pictures, vectors: how many were in shards, and in all embedding stores together.
         twins: keys of rows that stay, though their pictures have the same bytes as one of these had.
+        discarded: folders that went as a whole, because they showed what was taken down; their stages make them again.
     """
 
     rows: list[Gone] = field(default_factory=list)
     pictures: int = 0
     vectors: int = 0
     twins: list[str] = field(default_factory=list)
+    discarded: list[Path] = field(default_factory=list)
 
 
 def links_of(source: Path, keys: Sequence[str], urls: Sequence[str]) -> list[str]:

@@ -37,6 +37,8 @@ class EvaluateConfig:
         max_training_pictures: training pictures among which the nearest to a generated one is sought; 0 leaves that out.
         num_manipulated: held-out pictures that are inverted, varied, interpolated, edited and taken to principal components;
             0 leaves that out.
+        num_edited: of the held-out pictures that are judged in the shapes world, how many are edited by words, so that the report
+            says how often the edit comes out and all else stays (only where pictures are manipulated at all); 0 leaves that out.
         manipulation_steps: sampling steps that the round trip through inversion is measured with; the sheets take the last.
         last_shard: held-out rows of later shards are left out, so that what is measured every night stays the same; "" for none.
         batch_size: captions in one pass of the prior, and pictures in one of the decoder.
@@ -57,6 +59,7 @@ class EvaluateConfig:
     judge_steps: int = 600
     max_training_pictures: int = 20_000
     num_manipulated: int = 4
+    num_edited: int = 16
     manipulation_steps: tuple[int, ...] = (10, 25, 50)
     last_shard: str = runtime("")  # of rows that came later, the inputs tell
     batch_size: int = runtime(64)
@@ -66,7 +69,7 @@ class EvaluateConfig:
             raise ValueError(f"expected 1 <= num_shown <= num_pictures <= num_captions, got {self.num_shown}, {self.num_pictures}, {self.num_captions}")
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
-        for name in ("num_validation", "num_seen", "judge_steps", "max_training_pictures", "num_manipulated"):
+        for name in ("num_validation", "num_seen", "judge_steps", "max_training_pictures", "num_manipulated", "num_edited"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.num_manipulated and not self.manipulation_steps:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+from rich.box import SIMPLE
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -149,19 +150,27 @@ def _store(path: Path) -> RenderableType:
 
 def describe_curation(path: Path, manifest: Manifest) -> RenderableType:
     """What each rule of `curate` or `select` took, and of `select` how near evaluation comes to training."""
-    rules = Table("rule", "rows", "share", "allows", "measured", "such as", title="what each rule took", title_justify="left")
+    rules = _narrow("what each rule took", "rule", "rows", "share", "allows", "measured", "such as")
     for row in pq.read_table(path / RULES).to_pylist():
         ends = [_span(row[f"least_{name}"], row[f"most_{name}"]) for name in ("limit", "value")]
-        rules.add_row(*map(Text, (row["reason"], f"{row['rows']:,}", f"{row['share']:.2%}", *ends, " ".join(row["examples"][:2]))))
+        rules.add_row(*map(Text, (row["reason"], f"{row['rows']:,}", f"{row['share']:.2%}", *ends, "\n".join(row["examples"][:2]))))
     found = manifest.counts.get("leakage", {}).get("splits")
     if not found:
         return rules
     title = f"nearest training row of evaluation rows: share at a cosine of {manifest.counts['leakage']['threshold']} or more"
-    leakage = Table("split", "rows before", "share near", "largest", "rows after", "share near", "largest", title=title, title_justify="left")
+    leakage = _narrow(title, "split", "rows\nbefore", "share\nnear", "largest", "rows\nafter", "share\nnear", "largest")
     for split, times in found.items():
         cells = [(f"{of['rows']:,}", f"{of['share_near']:.2%}", _span(of["largest"], of["largest"])) for of in (times["before"], times["after"])]
         leakage.add_row(Text(split), *cells[0], *cells[1])
     return Group(rules, leakage)
+
+
+def _narrow(title: str, first: str, *columns: str) -> Table:
+    """A table that fits a narrow terminal: what stands first wraps, and all else keeps its line."""
+    table = Table(first, title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    for name in columns:
+        table.add_column(name, no_wrap=True)
+    return table
 
 
 def _span(least: float | None, most: float | None) -> str:

@@ -32,6 +32,13 @@ def _of_priors(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             intervals = row["intervals"] | {"draw_spread_ratio": row["draw_spread_ratio_interval"]}
             ends = {f"{metric} {end}": value for metric, pair in intervals.items() if pair for end, value in zip(("low", "high"), pair, strict=True)}
             yield from _entries("prior", f"{split} / {name}", {metric: value for metric, value in row.items() if "interval" not in metric} | ends)
+        for kind, gain in found["reranking"]["gains"].items():
+            yield from _entries(
+                "reranking", f"{split} / {kind}, best against first", {f"recall_at_10 {end}": value for end, value in gain["recall_at_10"].items()}
+            )
+        for name, row in (found["reranking"]["ceiling"] or {"rows": {}})["rows"].items():
+            recalls = {f"{metric} {end}": value for metric in row if metric != "median_rank" for end, value in row[metric].items()}
+            yield from _entries("reranking", f"{split} / {name}", recalls | {"median_rank": row["median_rank"]})
         yield from _entries("prior", f"{split} / real images of one caption", {"draw_spread": found["real_spread"]["value"]})
     for point in report["sweeps"]["points"]:
         of_point = {name: value for name, value in point.items() if name not in ("curve", "prior", "sampler", "value")}
@@ -67,6 +74,9 @@ def _of_pictures(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             yield from _entries("manipulations", f"round trip / {trip['steps']}", {name: trip[name] for name in ("psnr", "max_error")})
         for varied in report["manipulations"]["variations"]:
             yield from _entries("manipulations", f"variations / eta {varied['eta']:g}", {name: varied[name] for name in ("similarity", "diversity", "number")})
+        for edited in (report["manipulations"]["edits"] or {"thetas": []})["thetas"]:
+            shares = {f"{name} {end}": value for name in ("changed", "kept", "both") for end, value in edited[name].items()}
+            yield from _entries("manipulations", f"edits / theta {edited['theta']:g}", shares)
     for target in report["targets"]:
         yield from _entries("targets", f"{target['split']} / {target['label']}", {name: target[name] for name in ("value", "low", "high", "number", "target")})
 

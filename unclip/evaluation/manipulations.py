@@ -1,7 +1,8 @@
 """What the models do with a picture (paper, sections 3 and 4), measured where there is a number and shown where there is none.
 
 The round trip through DDIM inversion must come nearer to the picture with more steps; variations must leave it the
-further, the more noise they add; interpolation, edits by text differences and principal components are sheets to look at.
+further, the more noise they add; edits by text differences are judged where a program can read pictures; interpolation and
+principal components are sheets to look at.
 The decoder is not guided and reads no caption here, as in the commands of the same names.
 """
 
@@ -17,6 +18,7 @@ import torch
 from PIL import Image
 
 from unclip.data.store import normalised
+from unclip.evaluation.edits import measure_edits
 from unclip.evaluation.heldout import SHAPES, Asked
 from unclip.evaluation.pictures import comparison_sheet
 from unclip.files import UnclipError
@@ -44,13 +46,16 @@ class Manipulated:
 
 
 def manipulate(
-    asked: Asked, originals: Sequence[Image.Image], models: Models, store: Path, generate: GenerateConfig, *, num_steps: Sequence[int], world: str
-) -> Manipulated:
+    asked: Asked, originals: Sequence[Image.Image], models: Models, store: Path, generate: GenerateConfig, *, num_steps: Sequence[int], world: str,
+    judged: np.ndarray,
+) -> Manipulated:  # fmt: skip
     """Everything that starts from a picture, done to the first rows of a split.
 
     Args:
         originals: their pictures, of any size.
-        num_steps: that the round trip is measured with; all else takes the last.
+        num_steps: that the round trip is measured with; all else takes the last, but for the edits that are judged, which take
+            the middle one.
+        judged: (n, H, H, 3) uint8, the pictures of the first rows whose edits are judged, in the shapes world.
     """
     config = dataclasses.replace(deterministic(generate), guidance_scale=1.0, decoder_steps=num_steps[-1])
     pixels, image_emb = embed_pictures(models, originals)
@@ -59,6 +64,7 @@ def manipulate(
         "split": asked.split,
         "pictures": len(originals),
         "steps": num_steps[-1],
+        "edits": None,
         "round_trip": [{"steps": trip.num_steps, "psnr": min(trip.psnr, EVERY), "max_error": trip.max_error} for trip in trips],
     }
     sheets: dict[str, Image.Image] = {}
@@ -91,6 +97,12 @@ def manipulate(
             continue
     if turned:
         sheets["edits"] = _sheet(turned, [f"theta {theta:g}" for theta in THETAS], with_original=True)
+    if world == SHAPES and len(judged):
+        steps = num_steps[len(num_steps) // 2]
+        measured = measure_edits(
+            judged, edits_of(asked.rows.captions[: len(judged)], world), models, dataclasses.replace(config, decoder_steps=steps), seed=generate.seed
+        )
+        section["edits"] = {"steps": steps, "pictures": measured[0]["both"]["number"] if measured else 0, "thetas": measured}
     components = components_of(store)
     numbers = [num for num in COMPONENTS if num < emb.shape[1]] + [emb.shape[1]]
     parts = {f"{row + 1}.": reconstruct(models, picture, components, config, pca=numbers) for row, picture in enumerate(originals)}

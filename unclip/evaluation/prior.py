@@ -13,6 +13,7 @@ from unclip.evaluation.distribution import Training, measure_distribution, read_
 from unclip.evaluation.heldout import HeldOut, Predictions, Rows
 from unclip.evaluation.intervals import percentiles, resampled
 from unclip.evaluation.recall import Gallery, ranks
+from unclip.evaluation.reranking import measure_reranking
 from unclip.evaluation.verdict import give_verdict
 
 
@@ -38,12 +39,14 @@ def measure_ladder(
     distribution = measure_distribution(predicted.rows, rows.true_emb, training)
     measured: dict[str, dict[str, Any]] = {}
     hits: dict[str, np.ndarray] = {}
+    placed: dict[str, np.ndarray] = {}
     for name, emb in predicted.rows.items():
         found = gallery.hits(emb, wanted)
         hits[name] = found["recall_at_10"]
+        placed[name] = ranks(emb, rows.true_emb, store)
         measured[name] = {
             **with_intervals(found | cosines(emb, rows, training), seed=seed),
-            "median_rank": float(np.median(ranks(emb, rows.true_emb, store))),
+            "median_rank": float(np.median(placed[name])),
             "spread": spread(emb),
             **conditional_spread(predicted.draws.get(name), real, seed=seed),
             **distribution["rows"][name],
@@ -57,6 +60,7 @@ def measure_ladder(
         "chance": gallery.chance(),
         "real_spread": {"value": float(shared.mean()) if len(shared) else None, "captions": len(shared), **groups},
         "distribution": {name: value for name, value in distribution.items() if name != "rows"},
+        "reranking": measure_reranking(predicted, placed, rows, store, split=split, world=world, seed=seed),
         "verdict": give_verdict(split, hits, predicted, real, seed=seed),
     }
 

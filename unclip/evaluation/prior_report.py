@@ -47,12 +47,12 @@ def ladder_table(split: str, found: Mapping[str, Any]) -> Table:
     """The ladder of one split for a terminal; the cosine is the centred one, the spread that of draws as a ratio to real images."""
     title = f"{split}: {found['captions']:,} captions among {found['gallery']:,} images"
     table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
-    table.add_column("", no_wrap=True)
+    table.add_column("")  # where a terminal is narrow, names wrap and numbers keep their line
     for name in ("recall@10", "95 %", "rank", "cosine", "spread", "Fréchet"):
         table.add_column(name, justify="right", no_wrap=True)
     for name, row in found["rows"].items():
         low, high = row["intervals"]["recall_at_10"]
-        numbers = [page.share(row["recall_at_10"]), f"{100 * low:.0f} to {100 * high:.0f}", page.count(row["median_rank"])]
-        numbers += [page.decimal(row[metric]) for metric in ("centred_image_cosine", "draw_spread_ratio", "frechet")]
+        numbers = [page.share(row["recall_at_10"]), f"{100 * low:.0f}–{100 * high:.0f}", page.count(row["median_rank"])]
+        numbers += [page.decimal(row[metric]) for metric in ("centred_image_cosine", "draw_spread_ratio")] + [page.tenths(row["frechet"])]
         table.add_row(ladder_plot.SHORT.get(name, name), *numbers, style="bold" if name == found["chosen"] else "")
     return table

@@ -60,8 +60,9 @@ def evaluate(paths: Paths, models: Models, priors: Mapping[PriorKind, Prior], se
     manipulated = None
     if made.originals:
         manipulated = manipulate(
-            made.asked[0], made.originals, models, paths.embeddings, section.generate, num_steps=config.manipulation_steps, world=section.world
-        )
+            made.asked[0], made.originals, models, paths.embeddings, section.generate, num_steps=config.manipulation_steps, world=section.world,
+            judged=made.real[0][: config.num_edited],
+        )  # fmt: skip
     curve = curves.read_curves(paths, priors)
     report: dict[str, Any] = {
         "title": paths.root.name,

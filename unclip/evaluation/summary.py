@@ -28,7 +28,7 @@ def ladder_table(report: Mapping[str, Any]) -> Table:
     ladder = report["ladder"]
     binds = ladder["rows"][0]["binding"] is not None
     title = f"{ladder['metric'].replace('_', ' ')}, by {ladder['judge']}"
-    table = _table(title, *(split.replace("-", " ") for split in ladder["splits"]), "way closed", *(["binding"] if binds else []))
+    table = _table(title, *map(_heading, ladder["splits"]), "way\nclosed", *(["binding"] if binds else []))
     sees = None
     for row in ladder["rows"]:
         if row["sees"] != sees:
@@ -38,16 +38,28 @@ def ladder_table(report: Mapping[str, Any]) -> Table:
         values = [_percent(row["splits"][split]["mean"]) for split in ladder["splits"]] + [_percent(closed["closed"])]
         if binds:
             values.append(_percent(row["binding"] and row["binding"]["mean"]))
-        name = row["name"].removesuffix(", caption hidden")
-        table.add_row(Text(SHORT.get(name, name)), *values, style="bold" if row["name"] == report["chosen"] else "")
+        table.add_row(Text(_short(row["name"])), *values, style="bold" if row["name"] == report["chosen"] else "")
     return table
 
 
+def _heading(split: str) -> str:
+    """A split as the head of a narrow column: a held-out one by what is held out, all of them in two lines."""
+    return split.removeprefix("heldout-").replace("all held out", "all\nheld out")
+
+
+def _short(name: str) -> str:
+    """The name of a way, less what the heading above it says; what is upsampled are the pictures of the row in bold."""
+    name = name.removesuffix(", caption hidden")
+    _, _, upsampled = name.partition(", upsampled to ")
+    return f"upsampled to {upsampled}" if upsampled else SHORT.get(name, name)
+
+
 def _table(title: str, *columns: str) -> Table:
+    """Numbers keep their line; where a terminal is narrow the names before them wrap."""
     table = Table(title=Text(title), title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
-    table.add_column("", no_wrap=True)
+    table.add_column("")
     for name in columns:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     return table
 
 
