@@ -7,6 +7,7 @@ from flows.stages import Counts, work_on, work_on_network
 from unclip.config import RunConfig
 from unclip.night import check, only_run
 from unclip.operations import take_down_gone
+from unclip.versions import remember
 
 
 @flow(name="data", persist_result=False)
@@ -18,6 +19,7 @@ def data(config: RunConfig) -> dict[str, Counts]:
     """
     with only_run(config):
         check(config)
+        remember(config)
         counts = work_on_data(config)
         show_counts(counts)
         return counts

@@ -16,7 +16,7 @@ from flows.stages import Counts, work_on
 from unclip.config import RunConfig
 from unclip.models import paths_of
 from unclip.night import Night, begin, check, decide, only_run, tidy, trained, unfinished
-from unclip.versions import in_use
+from unclip.versions import in_use, remember
 
 
 @flow(name="everything", persist_result=False)
@@ -28,6 +28,7 @@ def everything(config: RunConfig) -> dict[str, Any]:
     """
     with only_run(config):
         check(config)
+        remember(config)
         counts: dict[str, Counts] = {}
         if (left := unfinished(config)) is not None:  # an earlier run died in it
             counts |= work_on_models(left)

@@ -12,6 +12,7 @@ from PIL import Image
 from prefect import flow
 from prefect.client.orchestration import get_client
 
+import flows.everything as nights
 import flows.generate
 from flows import stages
 from flows.artifacts import data_uri
@@ -23,8 +24,10 @@ from unclip.cli import app
 from unclip.config import RunConfig, load_config
 from unclip.data.captions import read_captions
 from unclip.files import UnclipError
+from unclip.night import Night
 from unclip.stages import STAGES
 from unclip.training.together import Together
+from unclip.versions import Version
 
 
 @pytest.fixture
@@ -39,6 +42,10 @@ def test_everything_runs_each_stage_once_and_in_order(harness: None, config: Run
     worked: list[str] = []
     monkeypatch.setattr(stages, "run_child", lambda command, *, name, say: worked.append(name))
     monkeypatch.setattr(stages, "run_stage", lambda name, config: worked.append(name))
+    monkeypatch.setattr(nights, "begin", lambda config: Night(Version(name="main"), config, None))
+    monkeypatch.setattr(nights, "trained", lambda night, stage: night)
+    monkeypatch.setattr(nights, "decide", lambda night: [])
+    monkeypatch.setattr(nights, "show_numbers", lambda night: None)
     result = everything(config)
     assert worked == list(STAGES)
     assert list(result["counts"]) == list(STAGES)

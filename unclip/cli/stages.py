@@ -55,15 +55,15 @@ def run(
         _show_plan(resolved)
         return
     from unclip.night import is_idle, only_run
-    from unclip.versions import in_use, remember
+    from unclip.versions import in_use
 
     if is_idle(resolved):
         console.print("All stages are done; nothing was to do.")
     else:
         from flows.environment import prepare
 
-        with only_run(resolved):  # the flow holds it again: a second run is refused before it starts a server
-            remember(resolved)
+        with only_run(resolved):  # a second run is refused before it starts a server; the flow holds the root again
+            pass
         prepare(Path(resolved.root))
         from flows.everything import everything
 
