@@ -19,6 +19,7 @@ from prefect.artifacts import create_image_artifact, create_link_artifact, creat
 from prefect.logging import get_logger
 
 from unclip.files import read_json
+from unclip.printable import markdown_text
 
 MAX_IMAGE_BYTES = 700_000  # as base64 a third more: Prefect keeps it in its database
 MAX_METRIC_ROWS = 300
@@ -46,22 +47,28 @@ def _counts_row(stage: str, counted: Mapping[str, Any]) -> dict[str, Any]:
         "kept": counted.get("kept", ""),
         "rejected": sum(rejected.values()) if "kept" in counted else "",
         "reasons": ", ".join(f"{reason} {number}" for reason, number in sorted(rejected.items())),
-        "more": ", ".join(f"{name} {value}" for name, value in sorted(others.items())),
+        "more": markdown_text(", ".join(f"{name} {value}" for name, value in sorted(others.items()))),
     }
+
+
+def _cell(value: str | float) -> str | float:
+    """A value of a table; text may hold what strangers wrote, such as the name of a split."""
+    return markdown_text(value) if isinstance(value, str) else value
 
 
 def show_report(report: Path) -> None:
     """The metrics, the sample grid and the place of a report folder; what is not there is left out."""
     if (report / "report.json").is_file():
         metrics = flat({section: content for section, content in read_json(report / "report.json").items() if section not in NOT_METRICS})
-        rows = [{"metric": name, "value": value} for name, value in list(metrics.items())[:MAX_METRIC_ROWS]]
-        _offer(lambda: create_table_artifact(rows, key="metrics", description=f"From {report / 'report.json'}"))
+        rows = [{"metric": markdown_text(name), "value": _cell(value)} for name, value in list(metrics.items())[:MAX_METRIC_ROWS]]
+        _offer(lambda: create_table_artifact(rows, key="metrics", description=f"From {markdown_text(str(report / 'report.json'))}"))
     if (report / "grid.png").is_file():
         picture = data_uri(report / "grid.png")
-        _offer(lambda: create_image_artifact(picture, key="samples", description=f"From {report / 'grid.png'}"))
+        _offer(lambda: create_image_artifact(picture, key="samples", description=f"From {markdown_text(str(report / 'grid.png'))}"))
     if (report / "index.html").is_file():
         page = (report / "index.html").absolute()
-        _offer(lambda: create_link_artifact(page.as_uri(), link_text=str(page), key="report", description="Open this page on the machine that made it"))
+        shown = markdown_text(str(page))
+        _offer(lambda: create_link_artifact(page.as_uri(), link_text=shown, key="report", description="Open this page on the machine that made it"))
 
 
 def flat(content: Any, prefix: str = "") -> dict[str, str | int | float | bool]:
