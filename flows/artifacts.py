@@ -23,6 +23,7 @@ from unclip.evaluation.gate import numbers_of
 from unclip.files import read_json
 from unclip.models import paths_of
 from unclip.night import Night
+from unclip.printable import markdown_text
 
 MAX_IMAGE_BYTES = 700_000  # as base64 a third more: Prefect keeps it in its database
 MAX_METRIC_ROWS = 300
@@ -54,21 +55,27 @@ def _counts_row(stage: str, counted: Mapping[str, Any]) -> dict[str, Any]:
         "kept": counted.get("kept", ""),
         "rejected": sum(rejected.values()) if "kept" in counted else "",
         "reasons": ", ".join(f"{reason} {number}" for reason, number in sorted(rejected.items())),
-        "more": ", ".join(f"{name} {value}" for name, value in sorted(others.items())),
+        "more": markdown_text(", ".join(f"{name} {value}" for name, value in sorted(others.items()))),
     }
+
+
+def _cell(value: str | float) -> str | float:
+    """A value of a table; text may hold what strangers wrote, such as the name of a split."""
+    return markdown_text(value) if isinstance(value, str) else value
 
 
 def show_report(report: Path) -> None:
     """The metrics, the sample grid and the place of a report folder; what is not there is left out."""
     if (report / "report.json").is_file():
         metrics = flat({section: content for section, content in read_json(report / "report.json").items() if section not in NOT_METRICS})
-        rows = [{"metric": name, "value": value} for name, value in list(metrics.items())[:MAX_METRIC_ROWS]]
-        _offer(lambda: create_table_artifact(rows, key="metrics", description=f"From {report / 'report.json'}"))
+        rows = [{"metric": markdown_text(name), "value": _cell(value)} for name, value in list(metrics.items())[:MAX_METRIC_ROWS]]
+        _offer(lambda: create_table_artifact(rows, key="metrics", description=f"From {markdown_text(str(report / 'report.json'))}"))
     if (report / "grid.png").is_file():
         show_picture(report / "grid.png", key="samples")
     if (report / "index.html").is_file():
         page = (report / "index.html").absolute()
-        _offer(lambda: create_link_artifact(page.as_uri(), link_text=str(page), key="report", description="Open this page on the machine that made it"))
+        shown = markdown_text(str(page))
+        _offer(lambda: create_link_artifact(page.as_uri(), link_text=shown, key="report", description="Open this page on the machine that made it"))
 
 
 def show_numbers(night: Night) -> None:
@@ -91,7 +98,7 @@ def _shown(value: float | None) -> str:
 def show_picture(picture: Path, *, key: str) -> None:
     """A picture on the run's page, under a key of lowercase letters, digits and dashes."""
     content = data_uri(picture)
-    _offer(lambda: create_image_artifact(content, key=key, description=f"From {picture}"))
+    _offer(lambda: create_image_artifact(content, key=key, description=f"From {markdown_text(str(picture))}"))
 
 
 def announce(kind: Announcement, message: str) -> None:

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from unclip.printable import printable
+
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -55,6 +57,7 @@ class Bar:
 @contextmanager
 def progress(description: str, total: int, *, unit: str, done: int = 0) -> Iterator[Bar]:
     """Shows the progress of `total` steps, of which `done` were done by an earlier run. Of several processes the first speaks."""
+    description = printable(description)  # the name of a split may be in it
     if os.environ.get("RANK", "0") != "0":  # as torchrun sets it
         yield Bar(description, total, unit, done, None, is_silent=True)
         return
@@ -65,13 +68,13 @@ def progress(description: str, total: int, *, unit: str, done: int = 0) -> Itera
         bar.end()
         return
     columns = (
-        TextColumn("{task.description:<10}"),
+        TextColumn("{task.description:<10}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         _Rate(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=console) as shown:
         yield Bar(description, total, unit, done, shown)

@@ -17,6 +17,7 @@ from unclip.data.shards import decode, read_shard
 from unclip.data.store import iter_batches
 from unclip.data.tables import read_rows
 from unclip.files import UnclipError
+from unclip.printable import spreadsheet_cell
 
 SHARD_DIGITS = 5  # a key begins with the name of its shard
 COMPARED: dict[str, Callable[[Any, Any], Any]] = {
@@ -157,6 +158,14 @@ def hit_table(names: Sequence[str], hits: Sequence[Sequence[Hit]]) -> pa.Table:
         [("query", pa.string()), ("rank", pa.int32()), ("score", pa.float32()), *((name, pa.string()) for name in ("key", "caption", "url", "split"))]
     )
     return pa.Table.from_pylist(rows, schema=schema)
+
+
+def as_cells(hits: pa.Table) -> pa.Table:
+    """The same for a spreadsheet, which would compute a caption that begins with "=": see `spreadsheet_cell`."""
+    for place, field in enumerate(hits.schema):
+        if pa.types.is_string(field.type):
+            hits = hits.set_column(place, field, pa.array([spreadsheet_cell(text) for text in hits[field.name].to_pylist()], pa.string()))
+    return hits
 
 
 def pictures_of(shards: Path, keys: Sequence[str], size: int) -> np.ndarray:

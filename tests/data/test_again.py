@@ -1,5 +1,6 @@
 """Links that failed for a passing reason are tried again in later runs, in new shards, and so often and no more."""
 
+import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,18 +12,22 @@ import pytest
 
 from tests.data.faults import fault_server, image_bytes
 from tests.data.test_download import FAST, digests
+from tests.evaluation.conftest import TOWER, training
 from unclip.config import RunConfig
 from unclip.data.again import NONE, rows_to_try_again
 from unclip.data.batch import Fetched
 from unclip.data.contracts import SHARD, SOURCE, read_table
 from unclip.data.curate import ColumnRule, CurateConfig, curate
 from unclip.data.download import DownloadConfig
+from unclip.data.embed import EmbedConfig
+from unclip.data.index import IndexConfig
 from unclip.data.manifest import read_manifest
 from unclip.data.rounds import Patience, fetched_shards
 from unclip.data.source import SourceConfig, build_source
-from unclip.files import write_json
+from unclip.files import sha256_file, write_json
 from unclip.operations import remove_data
 from unclip.stages import is_done, run_stage
+from unclip.training.clip import ClipConfig
 
 BASE = "http://a.example"
 ONCE: dict[str, Any] = FAST | {"retries": 0, "threads": 2}  # so that a site's second answer is that of a later run
@@ -185,3 +190,21 @@ def test_a_site_that_asks_for_a_long_rest_loses_no_link(tmp_path: Path) -> None:
     assert set(statuses(config, 1).values()) == {"kept"}
     assert all(server.seen[f"/good/{number}.png"] == 1 for number in range(2, 30))
     assert is_done("source", config)
+
+
+def test_a_picture_that_came_later_reaches_store_and_index_as_a_new_row(made_up: Web, tmp_path: Path) -> None:
+    links = [f"{BASE}/good/x{number}" for number in range(30)] + [f"{BASE}/timed-out/1"]
+    config = dataclasses.replace(config_of(tmp_path, links), clip=ClipConfig(tower=TOWER, training=training()), embed=EmbedConfig(num_workers=0))
+    config = dataclasses.replace(config, curate=CurateConfig(duplicates="off"), index=IndexConfig(num_queries=4))
+    stages = ("source", "download", "curate", "clip", "embed", "select", "index")
+    for name in stages:
+        assert run_stage(name, config)[1], name
+    store = Path(config.root) / "embeddings/own"
+    before = sha256_file(store / "00000.parquet")
+    worked = [name for name in stages if run_stage(name, config)[1]]
+    assert worked == ["source", "download", "curate", "embed", "select", "index"]
+    assert sha256_file(store / "00000.parquet") == before
+    assert pq.read_table(store / "00001.parquet")["url"].to_pylist() == links[-1:]
+    index = read_manifest(Path(config.root) / "index/own")
+    assert index is not None
+    assert (index.counts["kept"], index.counts["grown_by"]) == (31, 1)

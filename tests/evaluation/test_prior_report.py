@@ -11,6 +11,7 @@ from PIL import Image
 from rich.console import Console
 
 from tests.evaluation.conftest import BRIEF, SECTION, Root
+from unclip.evaluation import page
 from unclip.evaluation.ladder_plot import SHORT
 from unclip.evaluation.prior_report import evaluate_priors, ladder_table
 from unclip.evaluation.report import evaluate
@@ -37,6 +38,20 @@ def test_it_leaves_a_page_a_picture_and_numbers_without_a_decoder(root: Root, pa
     assert measured["prior"]["heldout-pair"]["verdict"]["sentence"] in html
     with Image.open(paths.report / "prior.png") as picture:
         assert picture.width > 1000
+
+
+def test_what_comes_from_strangers_is_text_on_the_page(root: Root, paths: Paths) -> None:
+    evil = '"><script>alert(1)</script><img src=x onerror=alert(2)>{{7*7}}'
+    measured = evaluate_priors(paths, root.models.clip, root.priors, SECTION)
+    found = measured["prior"].pop("heldout-pair")
+    found["rows"] = {f"{name} {evil}": row for name, row in found["rows"].items()}
+    found["verdict"]["sentence"] = found["reranking"]["sentence"] = found["chosen"] = evil
+    changed = measured | {"title": evil, "prior": {evil: found} | measured["prior"]}
+    html = page.render(changed, paths.report, template=page.PRIOR)
+    assert "<script" not in html
+    assert "<img src=x" not in html
+    assert "{{7*7}}" in html
+    assert html.count("&lt;script&gt;") >= 8
 
 
 def test_its_numbers_are_those_of_the_whole_report(root: Root, paths: Paths, tmp_path: Path) -> None:

@@ -81,4 +81,4 @@ def test_where_no_caption_has_two_pictures_the_report_says_so(tmp_path: Path) ->
     store, rows, predicted = made(tmp_path, [f"caption {row}" for row in range(40)])
     found = measured(store, rows, predicted)
     assert found["ceiling"] is None
-    assert "there is no ceiling" in str(found["sentence"])
+    assert "there is no ceiling of a draw" in str(found["sentence"])

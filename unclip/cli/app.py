@@ -9,6 +9,7 @@ from rich.console import Console
 
 from unclip.cli.options import set_settings, split_settings
 from unclip.files import UnclipError
+from unclip.printable import printable_lines
 
 FAULTY, USER_ERROR, INTERRUPTED = 1, 2, 130
 
@@ -65,5 +66,5 @@ def main() -> None:
 def _leave(message: str, code: int, debug: bool) -> None:
     if debug:
         traceback.print_exc()
-    print(f"unclip: {message}", file=sys.stderr, flush=True)
+    print(f"unclip: {printable_lines(message)}", file=sys.stderr, flush=True)  # it may quote what strangers wrote
     raise SystemExit(code)

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from rich.table import Table
+from rich.text import Text
 
 from unclip.cli.app import DATA, FAULTY, app, console
 from unclip.cli.options import Root, resolve
 from unclip.files import UnclipError
+from unclip.printable import printable
 
 INDEX = "index"  # the folder that holds one for each CLIP
 
@@ -70,14 +72,17 @@ def remove(
         raise UnclipError("expected what to remove: give --keys or --urls")
     config = resolve(root=root)
     done, trained = remove_data(config, keys=asked_keys, urls=asked_urls)
-    splits = ", ".join(f"{count} {split}" for split, count in splits_of(done.rows).items())
+    splits = ", ".join(f"{count} {printable(split)}" for split, count in splits_of(done.rows).items())
     console.print(
         f"{len(done.rows)} rows{f' ({splits})' if splits else ''} were removed, with {done.pictures} pictures and {done.vectors} vectors; "
         "their links are marked and never fetched again.",
         highlight=False,
+        markup=False,
     )
     if done.twins:
-        console.print(f"{len(done.twins)} rows with other links hold pictures of the same bytes, and stay: {', '.join(done.twins[:10])}", highlight=False)
+        console.print(
+            f"{len(done.twins)} rows with other links hold pictures of the same bytes, and stay: {', '.join(done.twins[:10])}", highlight=False, markup=False
+        )
     if done.discarded:
         console.print(
             "These folders showed the rows and went as a whole; each is made again by the command beside it:\n"
@@ -93,6 +98,7 @@ def remove(
             + "\nThe next `unclip run` goes on from their weights without the rows. For models that never saw them remove these folders "
             "and versions.json: it then trains from the start. A CLIP that was trained here stays until its folder is removed.",
             highlight=False,
+            markup=False,
         )
 
 
@@ -115,5 +121,5 @@ def _values(given: list[str]) -> list[str]:
 def _fault_table(faults: "list[Fault]", title: str) -> Table:
     table = Table("stage", "part", "what was wrong", title=title, title_justify="left")
     for fault in faults:
-        table.add_row(fault.stage, fault.part, fault.what)
+        table.add_row(*(Text(printable(text)) for text in (fault.stage, fault.part, fault.what)))
     return table

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
+from rich.markup import escape
 
 from unclip.cli.app import USE, app, console
 from unclip.cli.options import ConfigFile, Preset, Root, resolve
@@ -30,8 +31,8 @@ def export(
 
     exported = export_models(paths_of(resolve(root=root)), out, MODEL_NAMES if model == "all" else (model,))
     for name, reason in exported.left_out.items():
-        console.print(f"left out: {name} ({reason})", highlight=False)
-    console.print(f"written: {', '.join(exported.components)}\nhow to use them: [bold]{out / PAGE}[/]", highlight=False)
+        console.print(f"left out: {name} ({reason})", highlight=False, markup=False)
+    console.print(f"written: {', '.join(exported.components)}\nhow to use them: [bold]{escape(str(out / PAGE))}[/]", highlight=False)
 
 
 @app.command(name="import", group=USE)
@@ -58,4 +59,4 @@ def import_(
     for name in imported.left_out:
         console.print(f"left out: {name} (an upsampler of unclip is one network for all steps)", highlight=False)
     runs = "\n  ".join(str(run) for run in imported.runs)
-    console.print(f"imported:\n  {runs}\n{imported.config.root} uses them from now on", highlight=False)
+    console.print(f"imported:\n  {runs}\n{imported.config.root} uses them from now on", highlight=False, markup=False)

@@ -4,11 +4,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from unclip.cli.app import USE, app, console
 from unclip.cli.options import Root, resolve
 from unclip.files import UnclipError
+from unclip.printable import printable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -44,7 +47,8 @@ def search(
     k
         How many.
     out
-        What to write: a contact sheet (.png), or a table of all hits (.parquet, .csv).
+        What to write: a contact sheet (.png), or a table of all hits: .parquet as they are, .csv for a spreadsheet, with an apostrophe
+        before captions that it would compute.
     """
     from unclip.data.index import open_index
     from unclip.models import paths_of
@@ -60,7 +64,7 @@ def search(
     found = hit_table(batch.names, hits)
     console.print(_shown(found, several=len(batch.names) > 1))
     _write(out, found, config)
-    console.print(f"written: [bold]{out}[/]", highlight=False)
+    console.print(f"written: [bold]{escape(str(out))}[/]", highlight=False)
 
 
 def _queries(config: "RunConfig", text: str, image: Path | None, key: str, file: Path | None, column: str) -> "Batch":
@@ -85,7 +89,7 @@ def _shown(found: "pa.Table", *, several: bool) -> Table:
     columns = ["query", "score", "key", "split", "caption", "url"][0 if several else 1 :]
     table = Table(*columns, title=f"The first {SHOWN} of {len(found)} hits:" if len(found) > SHOWN else None, title_justify="left")
     for row in found.slice(0, SHOWN).to_pylist():
-        table.add_row(*(f"{row[name]:.4f}" if name == "score" else row[name] for name in columns))
+        table.add_row(*(Text(f"{row[name]:.4f}" if name == "score" else printable(row[name])) for name in columns))
     return table
 
 
@@ -96,7 +100,7 @@ def _write(out: Path, found: "pa.Table", config: "RunConfig") -> None:
     from unclip.evaluation.pictures import contact_sheet, save_png
     from unclip.files import replacing
     from unclip.models import paths_of
-    from unclip.search import pictures_of
+    from unclip.search import as_cells, pictures_of
 
     if out.suffix == ".png":
         names = list(dict.fromkeys(found["query"].to_pylist()))[:ON_SHEET]
@@ -111,4 +115,4 @@ def _write(out: Path, found: "pa.Table", config: "RunConfig") -> None:
         if out.suffix == ".parquet":
             pyarrow.parquet.write_table(found, aside, compression="zstd")
         else:
-            pyarrow.csv.write_csv(found, aside)
+            pyarrow.csv.write_csv(as_cells(found), aside)

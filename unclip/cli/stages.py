@@ -4,11 +4,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cyclopts import App
+from rich.markup import escape
 from rich.table import Table
 
 from unclip.cli.app import STAGES, app, console, evaluate_app
 from unclip.cli.options import Column, ConfigFile, DryRun, Preset, Root, Source, resolve
 from unclip.files import UnclipError
+from unclip.printable import printable
 
 if TYPE_CHECKING:
     from unclip.config import RunConfig
@@ -33,7 +35,7 @@ def _show_results(config: "RunConfig") -> None:
 
     report = paths_of(config).report
     _show_quality(report)
-    console.print(f"pictures: [bold]{report / 'grid.png'}[/]\nreport:   [bold]{report / 'index.html'}[/]", highlight=False)
+    console.print(f"pictures: [bold]{escape(str(report / 'grid.png'))}[/]\nreport:   [bold]{escape(str(report / 'index.html'))}[/]", highlight=False)
 
 
 @app.command(group=STAGES)
@@ -122,7 +124,7 @@ def _show_stage(name: str, config: "RunConfig", manifest: "Manifest", worked: bo
     if worked and "steps" in counts:
         state += f" with {counts['steps']:,} steps"  # fewer than num_steps where the call was bounded
     folder = STAGES[name].folder(paths_of(config))
-    console.print(f"{name}: {state}. {numbers}\n  {folder}", highlight=False)
+    console.print(f"{name}: {state}. {numbers}\n  {folder}", highlight=False, markup=False)
     if name in ("curate", "select"):
         from unclip.evaluation.inspect import describe_curation
 
@@ -173,9 +175,9 @@ def evaluate_prior(*, root: Root) -> None:
     measured = measure_priors(config)
     for split, found in measured["prior"].items():
         console.print(ladder_table(split, found))
-        console.print(found["verdict"]["sentence"], highlight=False, markup=False)
-        console.print(found["reranking"]["sentence"], highlight=False, markup=False)
-    console.print(f"page: [bold]{paths_of(config).report / PAGE}[/]", highlight=False)
+        console.print(printable(found["verdict"]["sentence"]), highlight=False, markup=False)
+        console.print(printable(found["reranking"]["sentence"]), highlight=False, markup=False)
+    console.print(f"page: [bold]{escape(str(paths_of(config).report / PAGE))}[/]", highlight=False)
 
 
 @evaluate_app.command(name="upsampler")
@@ -200,4 +202,4 @@ def evaluate_upsampler(*, root: Root, num: int = 32, generated: bool = True) -> 
     config = resolve(root=root)
     for split, found in measure_upsamplers(config, num=num, generated=generated).items():
         console.print(upsampler_table(split, found))
-    console.print(f"pictures: [bold]{paths_of(config).report / SHEET}[/]", highlight=False)
+    console.print(f"pictures: [bold]{escape(str(paths_of(config).report / SHEET))}[/]", highlight=False)

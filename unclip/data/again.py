@@ -29,7 +29,7 @@ def rows_to_try_again(table: Path, shards: Path, later_tries: int) -> frozenset[
         later_tries: in how many later runs a row is tried again.
     """
     manifest = read_manifest(shards)
-    if not later_tries or not table.exists() or manifest is None or not manifest.finished:
+    if not later_tries or not table.exists() or manifest is None or not manifest.finished or not any(map(manifest.counts["rejected"].get, TRANSIENT)):
         return NONE
     failed: Counter[str] = Counter()
     parts: set[str] = set()

@@ -5,6 +5,7 @@ Each row gets a shard, once and for ever: rows that come later go to new shards,
 
 import contextlib
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ GONE_TABLE = "gone.parquet"  # links that are to be taken down, until they are
 TRAIN, HELDOUT = "train", "heldout"
 MAX_SHARD_SIZE = 100_000  # a row's number in its shard is five digits of its key
 ROWS_AT_ONCE = 10_000
+SPLIT = re.compile(r"[^\W_][\w .-]{0,63}")  # it names folders, and stands in tables and on pages
 SHOWN = 200  # characters of a rejected value that are kept
 
 
@@ -205,6 +207,8 @@ def _split(given: object, caption: str, config: SourceConfig) -> str:
         return HELDOUT if draw < config.heldout_fraction else TRAIN
     if not isinstance(given, str) or not given.strip():
         raise UnclipError(f"expected a split for every row, got {given!r} for the caption {caption[:60]!r}; write {TRAIN!r} or the name of a held-out split")
+    if not SPLIT.fullmatch(given.strip()):
+        raise UnclipError(f"a split is named by up to 64 letters, digits, spaces and any of _.-, the first of them a letter or digit, got {given[:80]!r}")
     return given.strip()
 
 

@@ -20,6 +20,7 @@ from unclip.data.rules import RULES
 from unclip.data.store import iter_batches, num_rows, part_paths
 from unclip.files import UnclipError, read_json
 from unclip.layout import SELECTED
+from unclip.printable import printable
 
 HISTOGRAM_BINS = 12
 BAR_WIDTH = 40
@@ -55,9 +56,9 @@ def inspect(path: Path) -> RenderableType:
 
 
 def _table(title: str, rows: Iterable[tuple[object, object]]) -> Table:
-    table = Table("", "", title=title, show_header=False, title_justify="left")
+    table = Table("", "", title=Text(title), show_header=False, title_justify="left")
     for name, value in rows:
-        table.add_row(Text(str(name)), Text(value if isinstance(value, str) else json.dumps(value)))
+        table.add_row(Text(printable(str(name))), Text(printable(value) if isinstance(value, str) else json.dumps(value)))
     return table
 
 
@@ -70,7 +71,7 @@ def _human(size: float) -> str:
 
 
 def _root(path: Path, stages: list[tuple[Path, Manifest]]) -> Table:
-    table = Table("folder", "stage", "state", "rows in", "kept", "rejected", "seconds", "size", title=str(path), title_justify="left")
+    table = Table("folder", "stage", "state", "rows in", "kept", "rejected", "seconds", "size", title=Text(str(path)), title_justify="left")
     for folder, manifest in stages:
         counts, state = manifest.counts, "finished" if manifest.finished else "stopped before its end"
         rejected = sum(counts.get("rejected", {}).values())
@@ -161,7 +162,7 @@ def describe_curation(path: Path, manifest: Manifest) -> RenderableType:
     leakage = _narrow(title, "split", "rows\nbefore", "share\nnear", "largest", "rows\nafter", "share\nnear", "largest")
     for split, times in found.items():
         cells = [(f"{of['rows']:,}", f"{of['share_near']:.2%}", _span(of["largest"], of["largest"])) for of in (times["before"], times["after"])]
-        leakage.add_row(Text(split), *cells[0], *cells[1])
+        leakage.add_row(Text(printable(split)), *cells[0], *cells[1])
     return Group(rules, leakage)
 
 

@@ -61,7 +61,7 @@ def _draw_bars(axes: Axes, split: str, found: Mapping[str, Any]) -> None:
     axes.set_ylim(len(names) - 0.5, -0.5)  # the first row on top, in every panel
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_xlim(0.0, 1.0)
-    axes.set_title(f"recall@10, {split}", color=INK, fontsize=10)
+    axes.set_title(f"recall@10, {split}", color=INK, fontsize=10, parse_math=False)
     axes.set_xlabel(f"{found['captions']} captions among {found['gallery']:,} images; dotted: chance", color=INK, fontsize=9)
     dress(axes)
 

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from unclip.files import replacing
+from unclip.printable import printable
 
 PAPER, INK, FAINT = (250, 250, 248), (30, 30, 30), (110, 110, 110)
 FONT_SIZE, LINE = 12, 15  # pixels; LINE from one line of text to the next
@@ -88,6 +89,9 @@ def _broken(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width
     """A text in at most four lines no wider than `width` pixels."""
     lines: list[str] = []
     for word in text.split():
+        if len(lines) > MAX_LINES:
+            break
+        word = printable(word[:width])  # a letter is a pixel wide at least; a caption may be one word of a million
         joined = f"{lines[-1]} {word}" if lines else word
         if lines and font.getlength(joined) <= width:
             lines[-1] = joined

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.box import SIMPLE
 from rich.table import Table
+from rich.text import Text
 
 from unclip.clip import Clip
 from unclip.data.index import open_index
@@ -16,6 +17,7 @@ from unclip.evaluation.heldout import read_held_out
 from unclip.evaluation.report import LADDER, measure_priors, without_nan
 from unclip.files import read_json, replacing
 from unclip.layout import Paths
+from unclip.printable import printable
 from unclip.prior.condition import Prior, PriorKind
 
 NUMBERS, PAGE = "prior.json", "prior.html"
@@ -46,7 +48,7 @@ def evaluate_priors(paths: Paths, clip: Clip, priors: Mapping[PriorKind, Prior],
 def ladder_table(split: str, found: Mapping[str, Any]) -> Table:
     """The ladder of one split for a terminal; the cosine is the centred one, the spread that of draws as a ratio to real images."""
     title = f"{split}: {found['captions']:,} captions among {found['gallery']:,} images"
-    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    table = Table(title=Text(printable(title)), title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("")  # where a terminal is narrow, names wrap and numbers keep their line
     for name in ("recall@10", "95 %", "rank", "cosine", "spread", "Fréchet"):
         table.add_column(name, justify="right", no_wrap=True)

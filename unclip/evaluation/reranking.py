@@ -1,7 +1,8 @@
-"""What does choosing among draws gain, and how far is it from what can be reached at all?
+"""What does choosing among draws gain, and how far is it from what a draw can reach?
 
-The ceiling is a second real picture of the same caption, asked as if it were a guess: no prior that knows the caption
-alone can be expected to come nearer to one picture of it than another picture of it does.
+The ceiling of a draw is a second real picture of the same caption, asked as if it were a guess: it is what a prior draws that
+knows just what pictures of the caption are like. A guess that is none of them but their mean may come nearer to each, and so
+may a prior that draws too much alike; their spread tells these apart.
 """
 
 from collections.abc import Mapping, Sequence
@@ -90,7 +91,7 @@ def _measure_ceiling(
 def share_closed(first: np.ndarray, best: np.ndarray, ceiling: np.ndarray, *, seed: int) -> dict[str, float] | None:
     """Of the way from the mean of `first` to that of `ceiling`, (c,) each, the share that `best` goes, with its interval.
 
-    None where there is no such way: one draw is at the ceiling already.
+    None where there is no such way: one draw is as near as another real picture already.
     """
     way = float(ceiling.mean() - first.mean())
     if way <= 0:
@@ -114,7 +115,7 @@ def _said_of_gain(gain: Mapping[str, Any]) -> str:
 def _said_of_ceiling(ceiling: Mapping[str, Any] | None, world: str) -> str:
     what = "scene" if world == SHAPES else "caption"
     if ceiling is None:
-        return f"No other picture of the store has the {what} of one of these, so there is no ceiling to hold it against."
+        return f"No other picture of the store has the {what} of one of these, so there is no ceiling of a draw to hold it against."
     values = ", ".join(f"{name} {row['recall_at_10']['mean']:.1%}" for name, row in ceiling["rows"].items() if name != SECOND)
     return (
         f"Of the {ceiling['captions']} captions with another real picture of their {what}, "

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from unclip.evaluation.page import MISSING
 from unclip.evaluation.picture_ladder_plot import SEES, SHORT
+from unclip.printable import printable, printable_lines
 
 
 def targets_table(report: Mapping[str, Any]) -> Table | None:
@@ -19,7 +20,7 @@ def targets_table(report: Mapping[str, Any]) -> Table | None:
     for target in report["targets"]:
         ends = f"{100 * target['low']:.0f} to {100 * target['high']:.0f}" if target["number"] else MISSING
         values = [_percent(target["value"]), ends, _percent(target["target"]), str(target["number"])]
-        table.add_row(Text(f"{target['split']}: {target['label']}"), *values, style="green" if target["reached"] else "red")
+        table.add_row(Text(printable(f"{target['split']}: {target['label']}")), *values, style="green" if target["reached"] else "red")
     return table
 
 
@@ -59,7 +60,7 @@ def _table(title: str, *columns: str) -> Table:
     table = Table(title=Text(title), title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column("")
     for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(Text(printable_lines(name)), justify="right", no_wrap=True)
     return table
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from rich.box import SIMPLE
 from rich.table import Table
+from rich.text import Text
 from torch.nn import functional as F
 
 from unclip.data.loader import as_pictures, as_pixels
@@ -17,6 +18,7 @@ from unclip.evaluation.real_pictures import decode_all, read_encoded
 from unclip.files import UnclipError, write_json
 from unclip.generate import Models, generate, upsample_pictures
 from unclip.layout import Paths
+from unclip.printable import printable
 from unclip.upsampler import Upsampler, enlarged
 from unclip.worlds.judge import score
 from unclip.worlds.shapes import parse_caption
@@ -105,7 +107,7 @@ def psnr(made: np.ndarray, true: np.ndarray) -> np.ndarray:
 
 def upsampler_table(split: str, found: Mapping[str, Numbers]) -> Table:
     """The numbers of one split for a terminal."""
-    table = Table(title=split, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    table = Table(title=Text(printable(split)), title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
     for name in ("", "", "PSNR", "all right", "95 %"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for kind, rows in found.items():
