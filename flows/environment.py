@@ -62,7 +62,8 @@ def set_environment(root: Path) -> None:
     if not os.environ.get("PREFECT_API_URL"):
         settings["PREFECT_LOGGING_LEVEL"] = "CRITICAL"
         settings["PREFECT_CLIENT_MAX_RETRIES"] = "2"  # a temporary server that is gone will not come back
-        settings["PREFECT_SERVER_API_AUTH_STRING"] = settings["PREFECT_API_AUTH_STRING"] = new_credential()
+        # one that is left over from a server elsewhere must fit too
+        os.environ["PREFECT_SERVER_API_AUTH_STRING"] = os.environ.setdefault("PREFECT_API_AUTH_STRING", new_credential())
         os.environ[STARTED_BY] = str(os.getpid())
     for name, value in settings.items():
         os.environ.setdefault(name, value)

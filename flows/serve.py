@@ -41,7 +41,8 @@ def serve(config: RunConfig, *, port: int, deployments: Path, say: Say) -> None:
         UnclipError: the root is served already, the port is taken, the file is wrong, or there is no server.
     """
     offered, root, home = read_deployments(deployments), Path(config.root), home_of(Path(config.root))
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    home.mkdir(parents=True, exist_ok=True)
+    home.chmod(0o700)  # whoever reads the history reads what runs said
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that what was begun is ended
     with only_one(home):

@@ -92,6 +92,16 @@ def test_what_the_user_set_stays_and_the_rest_is_quiet(tmp_path: Path) -> None:
     ]
 
 
+def test_the_temporary_server_and_its_run_have_one_password(tmp_path: Path) -> None:
+    program = (
+        PREPARE.format(name="set_environment", root=str(tmp_path))
+        + "import os; print(*(os.environ[f'PREFECT_{who}API_AUTH_STRING'] for who in ('', 'SERVER_')))"
+    )
+    first, second = (run(program).stdout.split() for _ in range(2))
+    assert first[0] == first[1] != second[0]
+    assert run(program, PREFECT_API_AUTH_STRING="left:over").stdout.split() == ["left:over"] * 2
+
+
 def test_a_real_server_keeps_prefects_own_log(tmp_path: Path) -> None:
     show = "import os; print('PREFECT_LOGGING_LEVEL' in os.environ)"
     assert run(PREPARE.format(name="set_environment", root=str(tmp_path)) + show, PREFECT_API_URL="http://127.0.0.1:4200/api").stdout.strip() == "False"

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -28,7 +28,7 @@ from prefect.states import Cancelling
 
 from flows.automations import silent_runs
 from flows.registry import own_file
-from flows.server import ADDRESS, CREDENTIAL, LOCK, answers, home_of
+from flows.server import ADDRESS, CREDENTIAL, answers, home_of
 from tests.flows.conftest import REPOSITORY, clean_environment, wait_for
 
 LIMIT = {"limit": 1, "collision_strategy": "CANCEL_NEW"}
@@ -100,6 +100,7 @@ def serving(folder: Path, deployments: list[dict[str, Any]], **environment: str)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(60)
         process.kill()
+        process.wait()
 
 
 class Webhook(http.server.BaseHTTPRequestHandler):
@@ -296,25 +297,20 @@ def test_someone_is_told_of_a_run_that_failed_and_of_a_quality_that_fell(served:
     assert "a night that failed" in messages
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("number", "to_group"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
-def test_a_stop_lets_runs_save_and_leaves_nothing(number: int, to_group: bool, tmp_path: Path) -> None:
-    with serving(tmp_path, QUICK) as served:
-        _, child = held(served, 300)
-        started = served.processes()
-        asked = time.monotonic()
-        (os.killpg if to_group else os.kill)(served.process.pid, number)  # Ctrl-C on a terminal reaches the whole group
-        wait_for("the state that the child saves", lambda: (served.root / "saved").is_file(), SAVE_SECONDS)
-        assert served.process.wait(60) == 0, served.said.read_text()
-        assert time.monotonic() - asked < 60
-        assert (served.root / "saved").read_text() == "stopped"
-        assert [process for process in started if process.is_running()] == []
-        assert not psutil.pid_exists(child)
-        assert not (home_of(served.root) / ADDRESS).exists()
+def assert_a_stop_lets_the_run_save_and_leaves_nothing(served: Served, stop: Callable[[int, int], None], number: int) -> None:
+    _, child = held(served, 300)
+    started = served.processes()
+    stop(served.process.pid, number)
+    wait_for("the state that the child saves", lambda: (served.root / "saved").is_file(), SAVE_SECONDS)
+    assert served.process.wait(60) == 0, served.said.read_text()
+    assert (served.root / "saved").read_text() == "stopped"
+    assert [process for process in started if process.is_running()] == []
+    assert not psutil.pid_exists(child)
+    assert not (home_of(served.root) / ADDRESS).exists()
 
 
 @pytest.mark.slow
-def test_what_a_kill_leaves_is_marked_and_ended_and_the_next_run_begins(tmp_path: Path) -> None:
+def test_what_a_kill_leaves_is_marked_and_ended_and_the_next_one_is_stopped_by_hand(tmp_path: Path) -> None:
     with serving(tmp_path, QUICK) as served:
         shorter = silent_runs()
         shorter.trigger.within = timedelta(seconds=35)  # type: ignore[union-attr]
@@ -333,5 +329,10 @@ def test_what_a_kill_leaves_is_marked_and_ended_and_the_next_run_begins(tmp_path
         assert not server.is_running(), "the killed one's server"
         assert [one.entrypoint for one in served.client.read_deployments()] == ["tests.flows.quick.hold"], "what is offered no longer is gone"
         assert served.state(run) == "CRASHED"
-        assert ended(served, held(served, 1)[0]) == "COMPLETED"
-        assert (home_of(served.root) / LOCK).is_file()
+        assert_a_stop_lets_the_run_save_and_leaves_nothing(served, os.killpg, signal.SIGINT)  # Ctrl-C on a terminal reaches the whole group
+
+
+@pytest.mark.slow
+def test_sigterm_lets_runs_save_and_leaves_nothing(tmp_path: Path) -> None:
+    with serving(tmp_path, QUICK[1:]) as served:
+        assert_a_stop_lets_the_run_save_and_leaves_nothing(served, os.kill, signal.SIGTERM)
