@@ -87,6 +87,13 @@ def test_a_cluster_without_ray_is_one_line(monkeypatch: pytest.MonkeyPatch) -> N
         next(on_cluster(say, {"a": 1}, RayConfig()))
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "auto"])
+def test_a_cluster_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(UnclipError, match=f"expected a Ray cluster at '{address}', but .*refused"):
+        next(on_cluster(say, {"a": 1}, RayConfig(address=address)))
+
+
 @pytest.mark.parametrize(
     ("resources", "taken", "room"),
     [
@@ -109,6 +116,7 @@ def test_a_machine_holds_as_many_processes_as_what_they_take_allows(resources: d
         (lambda: RayConfig(cpus=0), "cpus must be at least 1"),
         (lambda: RayConfig(gpus=1.5), "gpus must be a whole number, or a share of one"),
         (lambda: RayConfig(address=""), "address must be host:port"),
+        (lambda: RayConfig(address="ray://head:10001"), "address must be host:port"),
         (lambda: EmbedConfig(ray=RayConfig(gpus=1)), "the settings of ray are for engine 'ray'"),
         (lambda: EmbedConfig(engine="ray", shared=True), "expected shared false"),
     ],
