@@ -17,6 +17,12 @@ from unclip.data.embed import EmbedConfig
 from unclip.files import UnclipError
 
 
+@pytest.fixture(autouse=True)
+def _token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray would write one into the home folder."""
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0123456789abcdef" * 4)
+
+
 def say(number: int) -> int:
     if number == 0:
         raise UnclipError("expected more than 0, got 0")
@@ -70,9 +76,7 @@ def test_ray_embeds_the_same_bytes_though_the_command_and_then_a_process_were_ki
 
 
 @pytest.mark.slow
-def test_what_goes_wrong_on_the_cluster_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
-    assert dict(on_cluster(say, {"a": 1, "b": 2, "c": 3}, RayConfig())) == {"a": 10, "b": 20, "c": 30}
+def test_what_goes_wrong_on_the_cluster_is_one_line() -> None:
     with pytest.raises(UnclipError, match="^expected more than 0, got 0$"):
         dict(on_cluster(say, {"a": 0}, RayConfig()))
     with pytest.raises(UnclipError, match="the process of b died 2 times on the Ray cluster"):

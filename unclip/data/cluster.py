@@ -133,7 +133,7 @@ def _connected(config: RayConfig) -> Iterator[Any]:
     try:
         _reach(config.address)
         ray.init(config.address, logging_level=logging.ERROR, **(here if config.address == THIS_MACHINE else {}))
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
         raise UnclipError(f"expected a Ray cluster at {config.address!r}, but {' '.join(str(error).split())[:300]}") from None
     signal.signal(signal.SIGTERM, _stop)  # Ray's own handler ends with the signal's number as exit code
     try:
