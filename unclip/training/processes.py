@@ -24,7 +24,6 @@ WAIT = timedelta(hours=12)  # how long the others may wait for the leader's own 
 INTERRUPTED = 130  # the exit code
 SPEAK_FIRST_SECONDS = 5.0
 LOST = "unclip: a process that trained together with this one was lost; the last checkpoint stays, and the same command goes on from it"
-MEETING = ".meeting"
 SEEN_SECONDS = 20.0  # after which a file that one machine wrote is seen by all, on a shared folder
 
 Arguments = ParamSpec("Arguments")
@@ -121,16 +120,16 @@ def require_one_folder(folder: Path) -> None:
     """
     if num_processes() == 1:
         return
-    told = uuid.uuid4().hex
-    (folder / MEETING).write_text(told)
+    mark = folder / f".meeting-{uuid.uuid4().hex}"
+    mark.touch()
     try:
-        together(_compare, folder, told)
+        together(_compare, folder, mark)
     finally:
-        (folder / MEETING).unlink(missing_ok=True)
+        mark.unlink(missing_ok=True)
 
 
-def _compare(folder: Path, told: str) -> None:
-    sees = _is_told(folder / MEETING, told)
+def _compare(folder: Path, mark: Path) -> None:
+    sees = _appears(mark)
     found: list[tuple[str, bool]] = [("", False)] * num_processes()
     dist.all_gather_object(found, (socket.gethostname(), sees))
     _say_for_this_machine(f"unclip: trains with {found[0][0]}, which leads: it writes, and says what is done", file=sys.stdout)
@@ -140,14 +139,13 @@ def _compare(folder: Path, told: str) -> None:
         )
 
 
-def _is_told(path: Path, told: str) -> bool:
+def _appears(path: Path) -> bool:
     end = time.monotonic() + SEEN_SECONDS
-    while True:
-        if path.is_file() and path.read_text() == told:
-            return True
+    while not path.exists():
         if time.monotonic() > end:
             return False
         time.sleep(0.1)
+    return True
 
 
 def _say_for_this_machine(line: str, *, file: TextIO) -> None:
