@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from tests.pipeline import command, copied, environment, folder_of, manifest, unclip
 from unclip.clip import load_clip
 from unclip.config import load_config
-from unclip.data.embed import CLAIMS, _ahead, _embed_captions
+from unclip.data.embed import _ahead, _embed_captions
 from unclip.data.loader import as_pictures, as_pixels
 from unclip.data.pictures import PictureConfig, open_pictures
 from unclip.data.shards import read_shard
@@ -157,8 +157,7 @@ def test_processes_that_share_a_root_take_a_shard_each_and_make_up_for_a_killed_
     shutil.rmtree(folder_of(together, "embed"))
     start = [command("embed", together, "--embed.shared", "true", "--embed.num_workers", "0") for _ in range(3)]
     killed, *others = [subprocess.Popen(words, env=environment(), stderr=subprocess.PIPE, text=True) for words in start]
-    claims = folder_of(together, "embed") / CLAIMS
-    wait_until(lambda: claims.exists() or killed.poll() is not None)
+    wait_until(lambda: holds_a_shard(killed.pid) or killed.poll() is not None)
     killed.kill()
     for process in (killed, *others):
         _, errors = process.communicate(timeout=280)
@@ -170,6 +169,11 @@ def test_processes_that_share_a_root_take_a_shard_each_and_make_up_for_a_killed_
 def test_a_run_of_its_own_is_refused_beside_those_that_share(root: Path, tmp_path: Path) -> None:
     with exclusive(tmp_path, shared=True), exclusive(tmp_path, shared=True), pytest.raises(UnclipError, match="another run is writing"), exclusive(tmp_path):
         pass
+
+
+def holds_a_shard(process: int) -> bool:
+    """Whether a process has claimed one: no other lock of the stage is a POSIX one."""
+    return any("POSIX" in line and str(process) in line.split() for line in Path("/proc/locks").read_text().splitlines())
 
 
 def wait_until(holds: Callable[[], bool], seconds: float = 120) -> None:

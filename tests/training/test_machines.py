@@ -7,9 +7,11 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
+from tests.data.test_embed import wait_until
 from tests.pipeline import command, copied, environment, folder_of, manifest
 from tests.training.test_distributed import processes_of
 from tests.training.toy import rows_of, weights_of
@@ -59,9 +61,7 @@ def test_sigterm_on_one_machine_saves_and_ends_both(root: Path, tmp_path: Path) 
         command("decoder", copy, "--decoder.training.num_steps=100000", "--decoder.training.checkpoint_seconds=1000", "--decoder.num_workers=0"),
         (tmp_path, tmp_path),
     )
-    deadline = time.monotonic() + 120
-    while not list(run.glob("tensorboard/*")) and all(machine.poll() is None for machine in both) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: bool(list(run.glob("tensorboard/*"))) or any(machine.poll() is not None for machine in both))
     time.sleep(1.0)
     asked = time.monotonic()
     both[1].send_signal(signal.SIGTERM)
@@ -72,6 +72,25 @@ def test_sigterm_on_one_machine_saves_and_ends_both(root: Path, tmp_path: Path) 
     assert errors.count("run the same command to go on") == 1
     assert "Traceback" not in errors
     assert len(checkpoint.steps_of(run)) == 1
+    assert processes_of(copy) == []
+
+
+def test_a_machine_that_is_lost_ends_the_other_in_one_line(root: Path, tmp_path: Path) -> None:
+    copy = copied(root, tmp_path / "root")
+    run = folder_of(copy, "decoder")
+    shutil.rmtree(run)
+    long = command("decoder", copy, "--decoder.training.num_steps=100000", "--decoder.training.checkpoint_seconds=1", "--decoder.num_workers=0")
+    both = machines(long, (tmp_path, tmp_path))
+    wait_until(lambda: bool(checkpoint.steps_of(run)) or any(machine.poll() is not None for machine in both))
+    lost = psutil.Process(both[0].pid)
+    for process in [*lost.children(recursive=True), lost]:
+        process.kill()
+    for machine in both:
+        said = machine.communicate(timeout=60)
+    assert both[1].returncode == 1, said
+    assert said[1].strip().splitlines()[-1].endswith("was lost; the last checkpoint stays, and the same command goes on from it")
+    assert "Traceback" not in said[1]
+    assert checkpoint.steps_of(run)
     assert processes_of(copy) == []
 
 

@@ -7,7 +7,9 @@ for, finds the GPU that it is given changing from call to call, while what it ha
 
 import logging
 import os
+import re
 import signal
+import socket
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +27,7 @@ Result = TypeVar("Result")
 
 THIS_MACHINE = "local"  # to Ray, an address
 OBJECT_STORE_BYTES = 2**27  # of a Ray started here: paths and numbers are all that travels
+SECONDS_TO_ANSWER = 10.0
 SECONDS_BETWEEN_LOOKS = 10.0  # for machines that have joined
 
 
@@ -47,7 +50,7 @@ class RayConfig:
     retries: int = 3
 
     def __post_init__(self) -> None:
-        if not self.address:
+        if self.address not in ("auto", THIS_MACHINE) and not re.fullmatch(r"[^/]+:\d+", self.address):
             raise ValueError(f"address must be host:port, 'auto' or {THIS_MACHINE!r}, got {self.address!r}")
         if self.cpus < 1:
             raise ValueError(f"cpus must be at least 1, got {self.cpus}")
@@ -128,8 +131,9 @@ def _connected(config: RayConfig) -> Iterator[Any]:
     here: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES, "num_gpus": torch.cuda.device_count()}
     before = signal.getsignal(signal.SIGTERM)
     try:
+        _reach(config.address)
         ray.init(config.address, logging_level=logging.ERROR, **(here if config.address == THIS_MACHINE else {}))
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
         raise UnclipError(f"expected a Ray cluster at {config.address!r}, but {' '.join(str(error).split())[:300]}") from None
     signal.signal(signal.SIGTERM, _stop)  # Ray's own handler ends with the signal's number as exit code
     try:
@@ -137,6 +141,18 @@ def _connected(config: RayConfig) -> Iterator[Any]:
     finally:
         ray.shutdown()
         signal.signal(signal.SIGTERM, before)
+
+
+def _reach(address: str) -> None:
+    """Ray itself would ask for minutes where nobody answers.
+
+    Raises:
+        OSError, ValueError: nobody does, or it is no address.
+    """
+    told = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
+    if told and told not in (THIS_MACHINE, "auto"):
+        host, _, port = told.rpartition(":")
+        socket.create_connection((host, int(port)), SECONDS_TO_ANSWER).close()
 
 
 def _stop(_number: int, _frame: Any) -> None:
@@ -147,7 +163,7 @@ def _room(ray: Any, config: RayConfig) -> int:
     """How many processes the cluster's machines hold.
 
     Raises:
-        UnclipError: none.
+        UnclipError: none at all.
     """
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     room = sum(_fitting(resources, config) for resources in alive)

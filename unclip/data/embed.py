@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from copy import copy
 from dataclasses import dataclass, field
 from functools import cache, partial
 from multiprocessing import get_context
@@ -34,16 +33,15 @@ from unclip.clip import Clip, Precision, load_clip, preprocess_of
 from unclip.data import stats
 from unclip.data.cluster import RayConfig, on_cluster
 from unclip.data.contracts import embedding_schema
+from unclip.data.embed_work import Work
 from unclip.data.fetch import die_with
 from unclip.data.manifest import Manifest, Part, Stage, finished_manifest, identity, read_part, runtime
 from unclip.data.shards import Sample, curated_part, kept_rows, read_shard, shards_digest
-from unclip.files import Claims, UnclipError, fingerprint, remove_leftovers, replacing
+from unclip.files import UnclipError, fingerprint, remove_leftovers, replacing
 from unclip.progress import Bar, progress
 
 ROW_GROUP = 8192
 AHEAD = 2  # batches that are decoded before they are wanted, besides one a worker
-SECONDS_BETWEEN_LOOKS = 0.5  # at what the other processes have done
-CLAIMS = ".claims"
 VECTORS = ("image_emb", "text_emb", "text_tokens")
 
 Submit = Callable[[list[bytes]], Future[Tensor]]  # encoded pictures -> (B, 3, H, H) float32, as soon as they are decoded
@@ -102,7 +100,7 @@ def embed(shards: Path, clip_folder: Path, out: Path, config: EmbedConfig, *, de
     sources = [_finished_shard(shards, path.stem) for path in sorted(shards.glob("*.tar"))]
     for stale in {path.stem for path in out.glob("[0-9]*.parquet")} - {source.name for source in sources}:
         raise UnclipError(f"{out / stale}.parquet has no shard in {shards}; remove it and its .json, or bring the shard back")
-    work = _Work(stage, sources, {source.name: part_origin(source.digest, inputs["clip"], identity(config)) for source in sources}, config.shared)
+    work = Work(stage, sources, {source.name: part_origin(source.digest, inputs["clip"], identity(config)) for source in sources}, config.shared)
     if todo := work.left():
         rows = sum(source.kept for source in sources)
         with progress("embed", rows, unit="pair", done=rows - sum(source.kept for source in todo)) as bar:
@@ -111,13 +109,13 @@ def embed(shards: Path, clip_folder: Path, out: Path, config: EmbedConfig, *, de
     return stage.finish_parts([part for part in map(work.done, sources) if part is not None])
 
 
-def _embed_here(work: "_Work", shards: Path, clip_folder: Path, config: EmbedConfig, device: str, bar: Bar) -> None:
+def _embed_here(work: Work, shards: Path, clip_folder: Path, config: EmbedConfig, device: str, bar: Bar) -> None:
     clip = load_clip(clip_folder, device=device, precision=config.precision, compiled=config.compile)
     with _decoding(clip_folder, config.num_workers) as submit:
         _embed_all(work, shards, clip, submit, config, bar)
 
 
-def _embed_on_ray(work: "_Work", shards: Path, clip_folder: Path, config: EmbedConfig, _device: str, bar: Bar) -> None:
+def _embed_on_ray(work: Work, shards: Path, clip_folder: Path, config: EmbedConfig, _device: str, bar: Bar) -> None:
     """The device is that of the machines which do the work, not of this one."""
     todo = {source.name: source for source in work.left()}
     paths = shards.resolve(), clip_folder.resolve()  # Ray's processes have a working directory of their own
@@ -125,7 +123,7 @@ def _embed_on_ray(work: "_Work", shards: Path, clip_folder: Path, config: EmbedC
         bar.advance(todo[name].kept)
 
 
-def embed_shard(shards: Path, clip_folder: Path, config: EmbedConfig, work: "_Work") -> None:
+def embed_shard(shards: Path, clip_folder: Path, config: EmbedConfig, work: Work) -> None:
     """Embeds what little work there is, in a process that is kept for more: it holds the CLIP and the processes that decode."""
     clip, submit, _ = _held(clip_folder, config)
     _embed_all(work, shards, clip, submit, config, None)
@@ -138,62 +136,10 @@ def _held(clip_folder: Path, config: EmbedConfig) -> tuple[Clip, Submit, ExitSta
     return clip, decoding.enter_context(_decoding(clip_folder, config.num_workers)), decoding
 
 
-def _embed_all(work: "_Work", shards: Path, clip: Clip, submit: Submit, config: EmbedConfig, bar: Bar | None) -> None:
+def _embed_all(work: Work, shards: Path, clip: Clip, submit: Submit, config: EmbedConfig, bar: Bar | None) -> None:
     chunks = _ahead(_chunks(work, shards, config.batch_size, submit), config.num_workers + AHEAD)
     for source, of_source in itertools.groupby(chunks, key=lambda chunk: chunk.source):
         _embed_shard(work, source, of_source, shards, clip, config, bar)
-
-
-class _Work:
-    """What is to be embedded: the shards in their order, and which of them this process may take.
-
-    Args:
-        made_from: the fingerprint of what each part would be made from today, by name.
-    """
-
-    def __init__(self, stage: Stage, sources: list[Part], made_from: dict[str, str], shared: bool) -> None:
-        self.stage, self._sources, self._made_from = stage, sources, made_from
-        self._claims = Claims(stage.folder / CLAIMS) if shared else None
-
-    def only(self, source: Part) -> "_Work":
-        """The work on one shard alone, for whoever was given it: what another process needs to do and to record it."""
-        stage = copy(self.stage)
-        stage.folder = stage.folder.resolve()
-        return _Work(stage, [source], {source.name: self._made_from[source.name]}, shared=False)
-
-    def done(self, source: Part) -> Part | None:
-        """The record of its part, None where it must be made."""
-        return self.stage.done_part(source.name, self._made_from[source.name])
-
-    def left(self) -> list[Part]:
-        """The shards whose parts must be made."""
-        return [source for source in self._sources if self.done(source) is None]
-
-    def take(self) -> Iterator[Part]:
-        """Shards that no other process works on, until all are done, here or elsewhere."""
-        while left := self.left():
-            taken = 0
-            for source in left:
-                if self._claims is None:
-                    yield source
-                elif self._claims.take(int(source.name)):
-                    if self.done(source) is not None:  # since we looked
-                        self._claims.give_back(int(source.name))
-                        continue
-                    taken += 1
-                    yield source
-            if self._claims is None:
-                return
-            if not taken:
-                time.sleep(SECONDS_BETWEEN_LOOKS)
-
-    def record(self, source: Part, rows: int, kept: int, seconds: float) -> None:
-        """Records a part that stands under its final name."""
-        files = [f"{source.name}.parquet"]
-        made_from = self._made_from[source.name]
-        self.stage.record_part(source.name, made_from=made_from, rows_in=rows, kept=kept, rejected={}, files=files, seconds=seconds)
-        if self._claims is not None:
-            self._claims.give_back(int(source.name))
 
 
 @dataclass(frozen=True)
@@ -205,7 +151,7 @@ class _Chunk:
     pixels: Future[Tensor]
 
 
-def _chunks(work: _Work, shards: Path, batch_size: int, submit: Submit) -> Iterator[_Chunk]:
+def _chunks(work: Work, shards: Path, batch_size: int, submit: Submit) -> Iterator[_Chunk]:
     for source in work.take():
         samples = list(read_shard(shards / f"{source.name}.tar"))
         for start in range(0, max(1, len(samples)), batch_size):  # a shard without pictures has a part too
@@ -271,7 +217,7 @@ def _decode(clip_folder: str, images: list[bytes]) -> Tensor:
     return torch.stack(pictures) if pictures else torch.zeros(0)
 
 
-def _embed_shard(work: _Work, source: Part, chunks: Iterable[_Chunk], shards: Path, clip: Clip, config: EmbedConfig, bar: Bar | None) -> None:
+def _embed_shard(work: Work, source: Part, chunks: Iterable[_Chunk], shards: Path, clip: Clip, config: EmbedConfig, bar: Bar | None) -> None:
     started = time.monotonic()
     kept = kept_rows(shards / f"{source.name}.tar")
     image_emb: list[Tensor] = []

@@ -23,7 +23,7 @@ from unclip.files import UnclipError
 WAIT = timedelta(hours=12)  # how long the others may wait for the leader's own work; a leader that died is noticed at once
 INTERRUPTED = 130  # the exit code
 SPEAK_FIRST_SECONDS = 5.0
-MEETING = ".meeting"
+LOST = "unclip: a process that trained together with this one was lost; the last checkpoint stays, and the same command goes on from it"
 SEEN_SECONDS = 20.0  # after which a file that one machine wrote is seen by all, on a shared folder
 
 Arguments = ParamSpec("Arguments")
@@ -61,7 +61,13 @@ def crew() -> Iterator[bool]:
         yield False
         dist.barrier()
         os._exit(0)  # all is written, by the leader; gloo's threads now and then abort a process that takes them down in order
-    yield True
+    try:
+        yield True
+    except RuntimeError as error:
+        if not _is_loss(error):
+            raise
+        print(LOST, file=sys.stderr, flush=True)
+        raise SystemExit(1) from None
     dist.broadcast_object_list([None])
     dist.barrier()
     dist.destroy_process_group()
@@ -81,7 +87,7 @@ def _follow() -> None:
             dist.broadcast_object_list(asked)
         except RuntimeError:  # the leader has ended, and says why; what it says and its exit code come first
             time.sleep(SPEAK_FIRST_SECONDS)
-            _say_for_this_machine("the process that leads has ended; why, it says on its own machine", file=sys.stderr)
+            _say_for_this_machine("unclip: the process that leads has ended; why, it says on its own machine", file=sys.stderr)
             raise SystemExit(1) from None
         if asked[0] is None:
             return
@@ -90,9 +96,20 @@ def _follow() -> None:
             work(*args, **kwargs)
         except Interrupted:
             raise SystemExit(INTERRUPTED) from None  # all stop after the same step, and the leader says so
+        except RuntimeError as error:
+            if not _is_loss(error):
+                raise
+            time.sleep(SPEAK_FIRST_SECONDS)
+            _say_for_this_machine(LOST, file=sys.stderr)
+            raise SystemExit(1) from None
         except UnclipError:
             time.sleep(SPEAK_FIRST_SECONDS)  # the leader meets the same, says it and ends all; only what it does not meet is said here
             raise
+
+
+def _is_loss(error: RuntimeError) -> bool:
+    """Whether it says that another process has gone; gloo has words for it, and no error of its own."""
+    return isinstance(error, dist.DistError) or "by peer" in str(error)
 
 
 def require_one_folder(folder: Path) -> None:
@@ -103,36 +120,35 @@ def require_one_folder(folder: Path) -> None:
     """
     if num_processes() == 1:
         return
-    told = uuid.uuid4().hex
-    (folder / MEETING).write_text(told)
+    mark = folder / f".meeting-{uuid.uuid4().hex}"
+    mark.touch()
     try:
-        together(_compare, folder, told)
+        together(_compare, folder, mark)
     finally:
-        (folder / MEETING).unlink(missing_ok=True)
+        mark.unlink(missing_ok=True)
 
 
-def _compare(folder: Path, told: str) -> None:
-    sees = _is_told(folder / MEETING, told)
+def _compare(folder: Path, mark: Path) -> None:
+    sees = _appears(mark)
     found: list[tuple[str, bool]] = [("", False)] * num_processes()
     dist.all_gather_object(found, (socket.gethostname(), sees))
-    _say_for_this_machine(f"trains with {found[0][0]}, which leads: it writes, and says what is done", file=sys.stdout)
+    _say_for_this_machine(f"unclip: trains with {found[0][0]}, which leads: it writes, and says what is done", file=sys.stdout)
     if blind := sorted({host for host, seen in found if not seen}):
         raise UnclipError(
             f"expected every machine to see the same {folder}, but on {', '.join(blind)} it is another one or none; mount it there, or use --root"
         )
 
 
-def _is_told(path: Path, told: str) -> bool:
+def _appears(path: Path) -> bool:
     end = time.monotonic() + SEEN_SECONDS
-    while True:
-        if path.is_file() and path.read_text() == told:
-            return True
+    while not path.exists():
         if time.monotonic() > end:
             return False
         time.sleep(0.1)
+    return True
 
 
 def _say_for_this_machine(line: str, *, file: TextIO) -> None:
     """Once on each machine but the leader's, where the leader speaks."""
     if os.environ.get("GROUP_RANK", "0") != "0" and os.environ.get("LOCAL_RANK") == "0":  # as torchrun sets them
-        print(f"unclip: {line}", file=file, flush=True)
+        print(line, file=file, flush=True)
