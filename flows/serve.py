@@ -9,6 +9,7 @@ from typing import Any
 from flows.environment import set_environment
 from unclip.config import RunConfig, as_dict, load_config
 from unclip.files import UnclipError
+from unclip.roots import bring_config, local_root
 
 SERVER_SECONDS = 5.0
 
@@ -45,7 +46,7 @@ def serve(config: RunConfig) -> None:
     Raises:
         UnclipError: there is no server to serve to.
     """
-    set_environment(Path(config.root))
+    set_environment(local_root(config.root))
     from prefect import serve as serve_all  # only now: Prefect reads the environment when it is imported
 
     _require_server()
@@ -98,7 +99,8 @@ def main() -> None:
 
 
 def _resolve(preset: str, file: Path | None, root: str) -> RunConfig:
-    remembered = Path(root) / "run.json"
+    bring_config(root)
+    remembered = local_root(root) / "run.json"
     if not preset and file is None:
         if not root or not remembered.is_file():
             raise UnclipError("expected --preset, --config, or the --root of an earlier run")

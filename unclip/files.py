@@ -8,11 +8,38 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 
 class UnclipError(Exception):
     """Something that the user can put right. The message says what was expected, what came and what to do."""
+
+
+class Follower(Protocol):
+    """Is told, in order, what happens to the files under a folder."""
+
+    def placed(self, path: Path) -> None:
+        """A file or folder stands there whole, under its final name."""
+
+    def removed(self, path: Path) -> None:
+        """A file or folder is gone."""
+
+
+_followers: dict[Path, tuple[int, Follower]] = {}  # by folder, with the process that follows: one that it forks does not
+
+
+@contextmanager
+def followed(root: Path, follower: Follower) -> Iterator[None]:
+    """Tells the follower of all that this process places and removes under a folder (absolute) until the block ends."""
+    _followers[root] = (os.getpid(), follower)
+    try:
+        yield
+    finally:
+        del _followers[root]
+
+
+def _followers_of(path: Path) -> list[Follower]:
+    return [follower for root, (process, follower) in _followers.items() if process == os.getpid() and path.is_relative_to(root)]
 
 
 @contextmanager
@@ -33,6 +60,8 @@ def replacing(path: Path) -> Iterator[Path]:
             remove(path)
         os.replace(aside, path)
         _flush(path.parent)
+        for follower in _followers_of(path):
+            follower.placed(path)
     finally:
         remove(aside)
 
@@ -51,6 +80,8 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+    for follower in _followers_of(path):
+        follower.removed(path)
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -7,6 +7,7 @@ from cyclopts import Parameter
 
 from unclip.cli.app import USE, app, console
 from unclip.cli.options import ConfigFile, Preset, Root, remember, resolve
+from unclip.roots import bring_down, holding
 
 
 @app.command(group=USE)
@@ -26,9 +27,11 @@ def export(
         One of them, or all that have been trained.
     """
     from unclip.exchange.exported import MODEL_NAMES, PAGE, export_models
-    from unclip.models import paths_of
+    from unclip.models import MODEL_FOLDERS, paths_of
 
-    exported = export_models(paths_of(resolve(root=root)), out, MODEL_NAMES if model == "all" else (model,))
+    config = resolve(root=root)
+    bring_down(config.root, MODEL_FOLDERS)
+    exported = export_models(paths_of(config), out, MODEL_NAMES if model == "all" else (model,))
     for name, reason in exported.left_out.items():
         console.print(f"left out: {name} ({reason})", highlight=False)
     console.print(f"written: {', '.join(exported.components)}\nhow to use them: [bold]{out / PAGE}[/]", highlight=False)
@@ -52,7 +55,8 @@ def import_(
     from unclip.models import paths_of
 
     imported = import_models(resolve(preset, config, root), paths_of, folder, format, run)
-    remember(imported.config)
+    with holding(imported.config.root, ()):  # which puts it up, where the root is behind a URL
+        remember(imported.config)
     for name in imported.left_out:
         console.print(f"left out: {name} (an upsampler of unclip is one network for all steps)", highlight=False)
     runs = "\n  ".join(str(run) for run in imported.runs)

@@ -8,6 +8,7 @@ from cyclopts import Parameter
 
 from unclip.files import UnclipError, read_json, write_json
 from unclip.layout import RUN_CONFIG
+from unclip.roots import bring_config, local_root
 
 if TYPE_CHECKING:
     from unclip.config import RunConfig
@@ -22,7 +23,9 @@ Preset = Annotated[
     ),
 ]
 ConfigFile = Annotated[Path | None, Parameter(name="--config", help="A TOML (or JSON) file of settings, over the preset.")]
-Root = Annotated[str, Parameter(help="The folder of the data set; it remembers its config, so that later commands need no other option.")]
+Root = Annotated[
+    str, Parameter(help="The folder of the data set, or its URL (s3://bucket/folder); it remembers its config for later commands.")
+]
 Source = Annotated[str, Parameter(help="A table of links and captions (.parquet, .csv, .tsv, .jsonl) or a folder of captioned images.")]
 Column = Annotated[str, Parameter(help="The column's name in the source table.")]
 DryRun = Annotated[bool, Parameter(negative=(), help="Show the resolved config and what would be done, and do nothing.")]
@@ -42,7 +45,8 @@ def resolve(
     """The config of a command: preset and file, or else what the root remembers, with single settings over it."""
     from unclip.config import load_config
 
-    remembered = Path(root or "") / RUN_CONFIG
+    bring_config(root)
+    remembered = local_root(root) / RUN_CONFIG
     if root and not preset and file is None and remembered.is_file():
         file = remembered
     unnamed = not preset and file is None
@@ -57,7 +61,7 @@ def remember(config: "RunConfig") -> None:
     """Writes the config into its root, where later commands find it."""
     from unclip.config import as_dict
 
-    path, content = Path(config.root) / RUN_CONFIG, as_dict(config)
+    path, content = local_root(config.root) / RUN_CONFIG, as_dict(config)
     if not path.is_file() or read_json(path) != content:
         write_json(path, content)
 

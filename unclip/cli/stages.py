@@ -8,20 +8,20 @@ from rich.table import Table
 
 from unclip.cli.app import STAGES, app, console, evaluate_app
 from unclip.cli.options import Column, ConfigFile, DryRun, Preset, Root, Source, remember, resolve
-from unclip.files import UnclipError, exclusive
+from unclip.files import UnclipError
+from unclip.roots import bring_down, holding_run
 
 if TYPE_CHECKING:
     from unclip.config import RunConfig
     from unclip.data.manifest import Manifest
 
-RUN_LOCK = ".run.lock"
-
 
 def _show_plan(config: "RunConfig") -> None:
     from unclip.config import as_dict
     from unclip.models import paths_of
-    from unclip.stages import STAGES, is_done
+    from unclip.stages import STAGES, bring_records, is_done
 
+    bring_records(config)
     console.print_json(data=as_dict(config))
     table = Table("stage", "would be", "folder", "what it does", title="Nothing was done; this would be:", title_justify="left")
     for name, stage in STAGES.items():
@@ -34,6 +34,7 @@ def _show_results(config: "RunConfig") -> None:
     from unclip.models import paths_of
 
     report = paths_of(config).report
+    bring_down(config.root, ("report",))
     _show_quality(report)
     console.print(f"pictures: [bold]{report / 'grid.png'}[/]\nreport:   [bold]{report / 'index.html'}[/]", highlight=False)
 
@@ -56,6 +57,7 @@ def run(
     if dry_run:
         _show_plan(resolved)
         return
+    from unclip.models import paths_of
     from unclip.stages import pending
 
     if not pending(resolved):
@@ -63,9 +65,9 @@ def run(
     else:
         from flows.environment import prepare
 
-        with exclusive(Path(resolved.root), RUN_LOCK):
+        with holding_run(resolved.root):
             remember(resolved)
-            prepare(Path(resolved.root))
+            prepare(paths_of(resolved).root)
             from flows.everything import everything
 
             everything(resolved)
