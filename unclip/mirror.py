@@ -91,7 +91,9 @@ class Mirror:
         self._open(changed + gone)
         records = [name for name in here if _is_record(name) and self._known.get(name) is None]
         manifests = {name for name in changed if PurePosixPath(name).name == MANIFEST}
-        _in_parallel(self._put, (name for name in changed if name not in manifests and not _is_record(name)))
+        others = [name for name in changed if name not in manifests and not _is_record(name)]
+        _in_parallel(self._put, (name for name in others if not name.endswith(".json")))
+        _in_parallel(self._put, (name for name in others if name.endswith(".json")))  # a record may have any name
         _in_parallel(self._put, {*records, *(name for name in changed if _is_record(name))})
         self._take_off(gone)
         for folder, names in itertools.groupby(sorted(filter(_is_plain, here), key=_folder_of), key=_folder_of):
@@ -171,6 +173,9 @@ class Mirror:
 
     def _fetch(self, name: str, found: Found, expected: tuple[int, str, int | None] | None, *, check: bool) -> None:
         path = self._folder / name
+        if expected is not None and expected[0] == found.size and self._is_the_same(path, expected):
+            self._known.put(name, Entry(found.size, path.stat().st_mtime_ns, expected[1], found.tag))
+            return
         with replacing(path) as aside:
             self._storage.fetch(name, aside)
             size, sha = aside.stat().st_size, sha256_file(aside)
@@ -181,6 +186,14 @@ class Mirror:
             if expected is not None and expected[2] is not None:
                 os.utime(aside, ns=(expected[2], expected[2]))  # what goes by times of files finds them as they were
         self._known.put(name, Entry(size, path.stat().st_mtime_ns, sha, found.tag))
+
+    def _is_the_same(self, path: Path, expected: tuple[int, str, int | None]) -> bool:
+        """Whether a file that nothing is known of, such as that of a run which was killed, is what stands there."""
+        if not path.is_file() or path.stat().st_size != expected[0] or sha256_file(path) != expected[1]:
+            return False
+        if expected[2] is not None:
+            os.utime(path, ns=(expected[2], expected[2]))
+        return True
 
     def _broken(self, name: str, what: str) -> StorageError:
         return StorageError(

@@ -116,12 +116,13 @@ class Storage:
             return self._named(self._fs.glob(self._path(pattern), detail=True))
 
     def info(self, name: str) -> Found | None:
-        """What is known of one file, None where there is none."""
+        """What is known of one file, None where there is none (a folder is none)."""
         with self._speaking(name, "read"):
             try:
-                return _found(self._fs.info(self._path(name), **({"refresh": True} if self.scheme in CONDITIONAL else {})))
+                entry = self._fs.info(self._path(name), **({"refresh": True} if self.scheme in CONDITIONAL else {}))
             except FileNotFoundError:
                 return None
+        return _found(entry) if entry["type"] == "file" else None
 
     def read(self, name: str) -> bytes | None:
         """The bytes of one small file, None where there is none."""

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.data.faults import image_bytes
 from unclip.data.contracts import REASONS, REJECTED, SOURCE, read_table
+from unclip.data.folder import served_folder
 from unclip.data.links import RefusedError, cleaned_url, is_private_name, is_public
 from unclip.data.manifest import Manifest
 from unclip.data.serve import serving
@@ -207,9 +208,10 @@ def test_a_world_is_a_folder_whose_links_lead_to_its_pictures(tmp_path: Path) ->
     config = SourceConfig(path=str(tmp_path / "world"))
     manifest = build_source(tmp_path / "out", config)
     assert manifest.counts["splits"] == {"heldout-pair": 2, "heldout-scene": 2, "train": 5}
-    record = json.loads((tmp_path / "out/serve.json").read_text())
-    first = table(tmp_path / "out")[0]
-    with serving(Path(record["folder"]), record["port"]), urlopen(first["url"]) as answer:
+    assert json.loads((tmp_path / "out/serve.json").read_text())["folder"] == "../world"  # a root may be moved
+    served, first = served_folder(tmp_path / "out"), table(tmp_path / "out")[0]
+    assert served is not None
+    with serving(*served), urlopen(first["url"]) as answer:
         assert answer.read() == (tmp_path / "world/images/train-000000.png").read_bytes()
 
 

@@ -23,10 +23,14 @@ Preset = Annotated[
     ),
 ]
 ConfigFile = Annotated[Path | None, Parameter(name="--config", help="A TOML (or JSON) file of settings, over the preset.")]
-Root = Annotated[
-    str, Parameter(help="The folder of the data set, or its URL (s3://bucket/folder); it remembers its config for later commands.")
+Root = Annotated[str, Parameter(help="The folder of the data set, or its URL (s3://bucket/folder); it remembers its config for later commands.")]
+Source = Annotated[
+    str,
+    Parameter(
+        help="A table of links and captions (.parquet, .csv, .tsv, .jsonl), several by a quoted pattern ('lists/*.csv'), "
+        "either also by URL (s3://bucket/links/*.parquet); or a folder of captioned images."
+    ),
 ]
-Source = Annotated[str, Parameter(help="A table of links and captions (.parquet, .csv, .tsv, .jsonl) or a folder of captioned images.")]
 Column = Annotated[str, Parameter(help="The column's name in the source table.")]
 DryRun = Annotated[bool, Parameter(negative=(), help="Show the resolved config and what would be done, and do nothing.")]
 
