@@ -260,10 +260,9 @@ BEGUN = {
 def test_another_machine_goes_on_where_one_died(stage: str, bucket: str, root: Path, tmp_path: Path) -> None:
     url = f"s3://{bucket}/mine"
     put_up(root, url, tmp_path, without=stage)
-    assert bool(Storage(url).find(folder_of(Path(), stage).as_posix())) == (stage == "download")  # whose folder holds that of `curate`
-    first = subprocess.Popen(
-        command(stage, Path("unused"))[:-1] + [url], env=on_machine("first", tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    assert not Storage(url).find(folder_of(Path(), stage).as_posix())
+    work = [*command(stage, Path())[:-1], url]
+    first = subprocess.Popen(work, env=on_machine("first", tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline, folder = time.monotonic() + 120, folder_of(Path(), stage).as_posix()
     while first.poll() is None and time.monotonic() < deadline and not any(name.startswith(BEGUN[stage]) for name in Storage(url).find(folder)):
         time.sleep(0.01)

@@ -12,6 +12,7 @@ touched. While work goes on the copy is ahead, and this order holds up there at 
 Locks, caches (`_cache`), scratch and other hidden files stay here.
 """
 
+import contextlib
 import itertools
 import json
 import os
@@ -23,6 +24,7 @@ from typing import Any
 
 from unclip.files import remove, replacing, sha256_file
 from unclip.known import Entry, Known
+from unclip.progress import progress
 from unclip.storage import Found, Storage, StorageError
 
 MANIFEST, SEAL = "manifest.json", ".files.json"
@@ -30,6 +32,7 @@ STATE = ".remote"  # the folder of the working copy that holds what is about it 
 JOURNALS = (".takedown.json",)  # hidden, and yet part of what must outlive this machine
 CACHE = "_cache"
 AT_ONCE = 16  # transfers
+WORTH_SHOWING = 100  # files
 TRIES = 3  # at a file that is written to while it goes up
 _PART = re.compile(r"(\d{5,})[._].+")  # a file of a part, or its record
 _CHECKPOINT = re.compile(r"step-\d{8}")
@@ -141,14 +144,17 @@ class Mirror:
                 if name not in there:
                     raise self._broken(name, "is missing")
 
-        def bring(name: str) -> None:
-            self._fetch(name, wanted[name], expected.get(name), check=check)
+        manifests = {name for name in wanted if PurePosixPath(name).name == MANIFEST}
+        with progress("bringing", len(wanted), unit="files") if len(wanted) > WORTH_SHOWING else contextlib.nullcontext() as bar:
 
-        _in_parallel(bring, (name for name in wanted if not _is_record(name) and PurePosixPath(name).name != MANIFEST))
-        _in_parallel(bring, (name for name in wanted if _is_record(name)))
-        for name in wanted:
-            if PurePosixPath(name).name == MANIFEST:
-                bring(name)
+            def bring(name: str) -> None:
+                self._fetch(name, wanted[name], expected.get(name), check=check)
+                if bar is not None:
+                    bar.advance()
+
+            _in_parallel(bring, (name for name in wanted if name not in manifests and not _is_record(name)))
+            _in_parallel(bring, (name for name in wanted if _is_record(name)))
+            _in_parallel(bring, manifests)
 
     def _is_here(self, name: str, found: Found, known: Entry | None) -> bool:
         if known is None or (known.size, known.tag) != (found.size, found.tag):

@@ -249,13 +249,13 @@ def is_done(name: str, config: RunConfig) -> bool:
 
 
 def bring_records(config: RunConfig) -> None:
-    """Of a root behind a URL, brings down what `is_done` goes by; nothing where the root is a folder."""
+    """Of a root behind a URL, brings down what `is_done` goes by, and the report; nothing where the root is a folder."""
     paths = paths_of(config)
     folders = [stage.folder(paths) for stage in STAGES.values()]
     folders += [paths.prior / kind for kind in config.prior.kinds] + [paths.upsampler / place for place in config.upsampler.wanted]
     names = [(folder / MANIFEST).relative_to(paths.root).as_posix() for folder in folders]
     names += [(paths.selected / file).relative_to(paths.root).as_posix() for file in (SHEET, CLUSTERS)]
-    bring_down(config.root, (REMOVED, paths.world.name, *names))
+    bring_down(config.root, (REMOVED, "world", "report", *names))
 
 
 def pending(config: RunConfig) -> list[str]:

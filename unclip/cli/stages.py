@@ -9,7 +9,7 @@ from rich.table import Table
 from unclip.cli.app import STAGES, app, console, evaluate_app
 from unclip.cli.options import Column, ConfigFile, DryRun, Preset, Root, Source, remember, resolve
 from unclip.files import UnclipError
-from unclip.roots import bring_down, holding_run
+from unclip.roots import holding_run
 
 if TYPE_CHECKING:
     from unclip.config import RunConfig
@@ -34,7 +34,6 @@ def _show_results(config: "RunConfig") -> None:
     from unclip.models import paths_of
 
     report = paths_of(config).report
-    bring_down(config.root, ("report",))
     _show_quality(report)
     console.print(f"pictures: [bold]{report / 'grid.png'}[/]\nreport:   [bold]{report / 'index.html'}[/]", highlight=False)
 

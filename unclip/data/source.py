@@ -24,6 +24,7 @@ from unclip.data.marks import NO_MARKS, Ids, Marks
 from unclip.data.tables import Row
 from unclip.files import UnclipError, fingerprint, remove, remove_leftovers, replacing
 from unclip.progress import progress
+from unclip.storage import check_url, is_url
 
 STAGE = "source"
 TABLE, REJECTED_TABLE = "table.parquet", "rejected.parquet"
@@ -61,6 +62,8 @@ class SourceConfig:
             raise ValueError(f"heldout_fraction must be in [0, 1), got {self.heldout_fraction}")
         if not 1 <= self.shard_size <= MAX_SHARD_SIZE:
             raise ValueError(f"shard_size must be in [1, {MAX_SHARD_SIZE}], got {self.shard_size}")
+        if is_url(self.path):
+            check_url(self.path)  # before a root remembers what should not be in it
         if not self.url_column or not self.caption_column:
             raise ValueError("url_column and source.caption_column must name a column, got an empty name")
         if len({*self.keep_columns}) < len(self.keep_columns) or "" in self.keep_columns:
