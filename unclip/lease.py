@@ -4,7 +4,8 @@ Object stores have no locks. What is guaranteed:
 
 - On S3 (and stores that keep to its conditional puts, as MinIO, R2 and moto do) the lease is created only where there is none
   and exchanged only for the one that was read, so of several machines at once exactly one gets it. Elsewhere it is written,
-  and read again a moment later: two machines that begin in the same instant may both believe for that moment, not longer.
+  and read again a moment later: of two machines that begin in the same instant the last one to write gets it. Where its put
+  took longer than that moment both believe that they have it, until the first one renews it and finds the other's.
 - It ends by itself after a while that its owner does not renew it. The clocks of the machines must agree to within
   `SKEW_SECONDS`, which a taker waits on top.
 - An owner that could not renew it in time puts up nothing more until it has it again. One put that was on its way at that

@@ -78,9 +78,17 @@ class Mirror:
         self._bring(whole, known, check=check)
         for name in known:
             if name not in whole and any(_is_below(name, prefix) for prefix in prefixes):
-                if _is_mirrored(name):
-                    remove(self._folder / name)
-                self._known.forget(name)
+                self._drop(name)
+
+    def _drop(self, name: str) -> None:
+        """Removes a file here that is gone there. A checkpoint goes as a whole, for its folder alone makes it count; and so do empty folders."""
+        if _is_mirrored(name):
+            path = self._folder / (_checkpoint_of(name) or name)
+            remove(path)
+            while path.parent != self._folder and path.parent.is_dir() and not any(path.parent.iterdir()):
+                path = path.parent
+                path.rmdir()
+        self._known.forget(name)
 
     def bring_top(self) -> None:
         """The same for the files that lie right under the place."""
