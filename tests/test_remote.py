@@ -28,7 +28,6 @@ from unclip.stages import STAGES as ALL_STAGES
 from unclip.stages import pending, run_stage
 from unclip.storage import Storage
 
-pytestmark = pytest.mark.xdist_group("s3")
 LEASE_SECONDS = 3
 
 
