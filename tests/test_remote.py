@@ -21,7 +21,7 @@ from tests.pipeline import STAGES, command, environment, folder_of, manifest
 from tests.s3 import file_system, local_s3
 from unclip.config import RunConfig, load_config
 from unclip.data.source import SourceConfig, build_source, source_inputs
-from unclip.files import UnclipError, fingerprint
+from unclip.files import UnclipError, fingerprint, remove, write_json
 from unclip.lease import LEASE, Lease, LostLeaseError
 from unclip.roots import bring_down, holding, holding_run, local_root
 from unclip.stages import STAGES as ALL_STAGES
@@ -201,8 +201,14 @@ def test_a_second_machine_is_refused_while_the_first_one_works(bucket: str) -> N
     with pytest.raises(UnclipError, match=f"{url} is written to by another machine"), holding(url, ()):
         pass
     first.give_back(last=True)
-    with holding(url, ()), holding_run(url):  # the stages of a run hold it too
+    with holding_run(url):
+        write_json(local_root(url) / "run.json", {})
+        assert Storage(url).info("run.json") is not None  # at once
+        with holding(url, ()):  # a stage
+            pass
         assert Storage(url).info(LEASE) is not None
+        remove(local_root(url) / "run.json")
+        assert Storage(url).info("run.json") is None
     assert Storage(url).info(LEASE) is None
 
 

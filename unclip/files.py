@@ -25,21 +25,22 @@ class Follower(Protocol):
         """A file or folder is gone."""
 
 
-_followers: dict[Path, tuple[int, Follower]] = {}  # by folder, with the process that follows: one that it forks does not
+_followers: list[tuple[Path, int, Follower]] = []  # the folder, and the process that follows: one that it forks does not
 
 
 @contextmanager
 def followed(root: Path, follower: Follower) -> Iterator[None]:
     """Tells the follower of all that this process places and removes under a folder (absolute) until the block ends."""
-    _followers[root] = (os.getpid(), follower)
+    entry = (root, os.getpid(), follower)
+    _followers.append(entry)
     try:
         yield
     finally:
-        del _followers[root]
+        _followers.remove(entry)
 
 
 def _followers_of(path: Path) -> list[Follower]:
-    return [follower for root, (process, follower) in _followers.items() if process == os.getpid() and path.is_relative_to(root)]
+    return [follower for root, process, follower in _followers if process == os.getpid() and path.is_relative_to(root)]
 
 
 @contextmanager

@@ -64,7 +64,8 @@ def holding(root: str, needs: Sequence[str] = ALL, *, shared: bool = False, chec
 
 @contextlib.contextmanager
 def holding_run(root: str) -> Iterator[None]:
-    """Holds a root for a run over all stages, each of which holds it again for itself.
+    """Holds a root for a run over all stages, each of which holds it again for itself. What the run itself writes or removes
+    between them is put up, too.
 
     Raises:
         UnclipError: see `holding`.
@@ -72,8 +73,12 @@ def holding_run(root: str) -> Iterator[None]:
     folder = local_root(root)
     with exclusive(folder, RUN_LOCK):
         if is_url(root):
-            with _leased(Storage(check_root(root)), folder):
-                yield
+            bring_config(root)
+            storage = Storage(check_root(root))
+            with _leased(storage, folder) as lease, contextlib.closing(Mirror(storage, folder, lease.check)) as mirror:
+                with followed(folder, mirror):
+                    yield
+                mirror.put_up()
         else:
             yield
 
