@@ -146,12 +146,10 @@ class Mirror:
         for name, found in there.items():
             if _is_seal(name):
                 self._known.put(name, Entry(found.size, 0, "", found.tag))
-        expected = self._expected(wanted, there)
-        if check:
-            for name in expected:
-                if name not in there:
-                    raise self._broken(name, "is missing")
-
+        expected = self._expected(wanted, there, check=check)
+        for name in expected:
+            if check and name not in there:
+                raise self._broken(name, "is missing")
         manifests = {name for name in wanted if PurePosixPath(name).name == MANIFEST}
         with progress("bringing", len(wanted), unit="files") if len(wanted) > WORTH_SHOWING else contextlib.nullcontext() as bar:
 
@@ -169,7 +167,7 @@ class Mirror:
             return False
         return self._state(name) == (known.size, known.time)
 
-    def _expected(self, wanted: Mapping[str, Found], there: Mapping[str, Found]) -> dict[str, tuple[int, str, int | None]]:
+    def _expected(self, wanted: Mapping[str, Found], there: Mapping[str, Found], *, check: bool) -> dict[str, tuple[int, str, int | None]]:
         """What the seals and records that stand there say of the wanted files: size, SHA-256, and time where it is known."""
         expected: dict[str, tuple[int, str, int | None]] = {}
         speaking = {_seal_of(_folder_of(name)) for name in wanted if _is_plain(name)} | {_record_of(name) for name in wanted if not _is_plain(name)}
@@ -180,7 +178,9 @@ class Mirror:
             try:
                 said = _named_by(content)
             except StorageError:
-                raise self._broken(speaker, "does not read as JSON") from None
+                if check:
+                    raise self._broken(speaker, "does not read as JSON") from None
+                continue
             for file, (size, sha, *time) in said.items():
                 expected[f"{folder}/{file}" if folder else file] = (int(size), str(sha), int(time[0]) if time else None)
         return expected
