@@ -14,8 +14,9 @@ from fsspec.implementations.local import LocalFileSystem
 
 from unclip import checkpoint, files
 from unclip.data.manifest import Stage, read_manifest, read_part, runtime
+from unclip.file_kinds import SEAL
 from unclip.files import followed, remove, replacing, write_json
-from unclip.mirror import SEAL, Mirror
+from unclip.mirror import Mirror
 from unclip.storage import Storage, StorageError
 
 PARTS, STEPS = 3, 3

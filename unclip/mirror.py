@@ -16,26 +16,34 @@ import contextlib
 import itertools
 import json
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
+from unclip.file_kinds import (
+    JOURNALS,
+    checkpoint_of,
+    folder_of,
+    is_below,
+    is_manifest,
+    is_mirrored,
+    is_plain,
+    is_record,
+    is_seal,
+    record_of,
+    seal_of,
+    without_torn,
+)
 from unclip.files import remove, replacing, sha256_file
 from unclip.known import Entry, Known
 from unclip.progress import progress
 from unclip.storage import Found, Storage, StorageError
 
-MANIFEST, SEAL = "manifest.json", ".files.json"
 STATE = ".remote"  # the folder of the working copy that holds what is about it itself
-JOURNALS = (".takedown.json",)  # hidden, and yet part of what must outlive this machine
-CACHE = "_cache"
 AT_ONCE = 16  # transfers
 WORTH_SHOWING = 100  # files
 TRIES = 3  # at a file that is written to while it goes up
-_PART = re.compile(r"(\d{5,})[._].+")  # a file of a part, or its record
-_CHECKPOINT = re.compile(r"step-\d{8}")
 
 Sealed = Mapping[str, tuple[int, str, int]]  # name -> size, SHA-256, time (ns)
 
@@ -69,7 +77,7 @@ class Mirror:
         there: dict[str, Found] = {}
         for prefix in prefixes:
             there |= self._storage.find(prefix)
-        whole, torn = _without_torn(there)
+        whole, torn = without_torn(there)
         if tidy:
             for name in torn:
                 self._may_write()
@@ -77,13 +85,13 @@ class Mirror:
         known = self._known.all()
         self._bring(whole, known, check=check)
         for name in known:
-            if name not in whole and any(_is_below(name, prefix) for prefix in prefixes):
+            if name not in whole and any(is_below(name, prefix) for prefix in prefixes):
                 self._drop(name)
 
     def _drop(self, name: str) -> None:
         """Removes a file here that is gone there. A checkpoint goes as a whole, for its folder alone makes it count; and so do empty folders."""
-        if _is_mirrored(name):
-            path = self._folder / (_checkpoint_of(name) or name)
+        if is_mirrored(name):
+            path = self._folder / (checkpoint_of(name) or name)
             remove(path)
             while path.parent != self._folder and path.parent.is_dir() and not any(path.parent.iterdir()):
                 path = path.parent
@@ -92,23 +100,23 @@ class Mirror:
 
     def bring_top(self) -> None:
         """The same for the files that lie right under the place."""
-        self._bring(_without_torn(self._storage.here())[0], self._known.all(), check=True)
+        self._bring(without_torn(self._storage.here())[0], self._known.all(), check=True)
 
     def put_up(self) -> None:
         """Puts up all that has changed here, and removes there what is gone here."""
         here, known = dict(self._scan()), self._known.all()
         changed = [name for name, state in here.items() if name not in known or state != (known[name].size, known[name].time)]
-        gone = [name for name in known if name not in here and not _is_seal(name)]
+        gone = [name for name in known if name not in here and not is_seal(name)]
         self._open(changed + gone)
-        records = [name for name in here if _is_record(name) and self._known.get(name) is None]
-        manifests = {name for name in changed if PurePosixPath(name).name == MANIFEST}
-        others = [name for name in changed if name not in manifests and not _is_record(name)]
+        records = [name for name in here if is_record(name) and self._known.get(name) is None]
+        manifests = {name for name in changed if is_manifest(name)}
+        others = [name for name in changed if name not in manifests and not is_record(name)]
         _in_parallel(self._put, (name for name in others if not name.endswith(".json")))
         _in_parallel(self._put, (name for name in others if name.endswith(".json")))  # a record may have any name
-        _in_parallel(self._put, {*records, *(name for name in changed if _is_record(name))})
+        _in_parallel(self._put, {*records, *(name for name in changed if is_record(name))})
         self._take_off(gone)
-        for folder, names in itertools.groupby(sorted(filter(_is_plain, here), key=_folder_of), key=_folder_of):
-            if self._known.get(_seal_of(folder)) is None:
+        for folder, names in itertools.groupby(sorted(filter(is_plain, here), key=folder_of), key=folder_of):
+            if self._known.get(seal_of(folder)) is None:
                 self._seal(folder, list(names))
         for name in sorted(manifests, key=lambda name: -name.count("/")):
             self._put(name)
@@ -116,16 +124,16 @@ class Mirror:
     def placed(self, path: Path) -> None:
         """Puts up what counts from now on: a part, a checkpoint, a manifest with all that stands behind it."""
         name = path.relative_to(self._folder).as_posix()
-        if not _is_mirrored(name):
+        if not is_mirrored(name):
             return
-        if path.name == MANIFEST:
+        if is_manifest(name):
             self.put_up()
-        elif _is_record(name):
-            files = [f"{_folder_of(name)}/{file}" for file in _named_by(path.read_bytes())]
+        elif is_record(name):
+            files = [f"{folder_of(name)}/{file}" for file in _named_by(path.read_bytes())]
             self._open(file for file in files if self._has_changed(file))
             _in_parallel(self._put, files)
             self._put(name)
-        elif _CHECKPOINT.fullmatch(path.name):
+        elif checkpoint_of(f"{name}/") == name:
             files = [f"{name}/{file.relative_to(path).as_posix()}" for file in path.rglob("*") if file.is_file()]
             self._open(files)
             _in_parallel(self._put, files)
@@ -137,20 +145,20 @@ class Mirror:
     def removed(self, path: Path) -> None:
         """Removes it there too."""
         name = path.relative_to(self._folder).as_posix()
-        if _is_mirrored(name) and (names := self._known.below(name)):
+        if is_mirrored(name) and (names := self._known.below(name)):
             self._open(names)
-            self._take_off(name for name in names if not _is_seal(name))
+            self._take_off(name for name in names if not is_seal(name))
 
     def _bring(self, there: Mapping[str, Found], known: Mapping[str, Entry], *, check: bool) -> None:
-        wanted = {name: found for name, found in there.items() if not _is_seal(name) and not self._is_here(name, found, known.get(name))}
+        wanted = {name: found for name, found in there.items() if not is_seal(name) and not self._is_here(name, found, known.get(name))}
         for name, found in there.items():
-            if _is_seal(name):
+            if is_seal(name):
                 self._known.put(name, Entry(found.size, 0, "", found.tag))
         expected = self._expected(wanted, there, check=check)
         for name in expected:
             if check and name not in there:
                 raise self._broken(name, "is missing")
-        manifests = {name for name in wanted if PurePosixPath(name).name == MANIFEST}
+        manifests = {name for name in wanted if is_manifest(name)}
         with progress("bringing", len(wanted), unit="files") if len(wanted) > WORTH_SHOWING else contextlib.nullcontext() as bar:
 
             def bring(name: str) -> None:
@@ -158,8 +166,8 @@ class Mirror:
                 if bar is not None:
                     bar.advance()
 
-            _in_parallel(bring, (name for name in wanted if name not in manifests and not _is_record(name)))
-            _in_parallel(bring, (name for name in wanted if _is_record(name)))
+            _in_parallel(bring, (name for name in wanted if name not in manifests and not is_record(name)))
+            _in_parallel(bring, (name for name in wanted if is_record(name)))
             _in_parallel(bring, manifests)
 
     def _is_here(self, name: str, found: Found, known: Entry | None) -> bool:
@@ -170,9 +178,9 @@ class Mirror:
     def _expected(self, wanted: Mapping[str, Found], there: Mapping[str, Found], *, check: bool) -> dict[str, tuple[int, str, int | None]]:
         """What the seals and records that stand there say of the wanted files: size, SHA-256, and time where it is known."""
         expected: dict[str, tuple[int, str, int | None]] = {}
-        speaking = {_seal_of(_folder_of(name)) for name in wanted if _is_plain(name)} | {_record_of(name) for name in wanted if not _is_plain(name)}
+        speaking = {seal_of(folder_of(name)) for name in wanted if is_plain(name)} | {record_of(name) for name in wanted if not is_plain(name)}
         for speaker in sorted(speaking & there.keys()):
-            content, folder = self._storage.read(speaker), _folder_of(speaker)
+            content, folder = self._storage.read(speaker), folder_of(speaker)
             if content is None:
                 continue  # it has come off since, so that something is being changed
             try:
@@ -217,14 +225,14 @@ class Mirror:
 
     def _open(self, names: Iterable[str]) -> None:
         """Takes records and seals off that speak of files which are about to change; what has a record is recorded again by the caller."""
-        for speaker in sorted({_seal_of(_folder_of(name)) if _is_plain(name) else _record_of(name) for name in names if PurePosixPath(name).name != MANIFEST}):
+        for speaker in sorted({seal_of(folder_of(name)) if is_plain(name) else record_of(name) for name in names if not is_manifest(name)}):
             if self._known.get(speaker) is not None:
                 self._may_write()
                 self._storage.remove(speaker)
                 self._known.forget(speaker)
 
     def _take_off(self, names: Iterable[str]) -> None:
-        for name in sorted(names, key=lambda name: PurePosixPath(name).name == MANIFEST):
+        for name in sorted(names, key=is_manifest):
             self._may_write()
             self._storage.remove(name)
             self._known.forget(name)
@@ -259,7 +267,7 @@ class Mirror:
         """Writes the seal of a folder over its files that are up there."""
         entries = {name: entry for name in names if (entry := self._known.get(name)) is not None}
         sealed = {name[len(folder) + 1 if folder else 0 :]: [entry.size, entry.sha256, entry.time] for name, entry in entries.items()}
-        content, name = json.dumps({"files": sealed}, sort_keys=True).encode(), _seal_of(folder)
+        content, name = json.dumps({"files": sealed}, sort_keys=True).encode(), seal_of(folder)
         self._may_write()
         self._storage.write(name, content)
         self._known.put(name, Entry(len(content), 0, "", ""))
@@ -279,9 +287,9 @@ class Mirror:
         for folder, folders, files in os.walk(self._folder):
             below = Path(folder).relative_to(self._folder).as_posix()
             start = "" if below == "." else f"{below}/"
-            folders[:] = sorted(name for name in folders if _is_mirrored(start + name))
+            folders[:] = sorted(name for name in folders if is_mirrored(start + name))
             for file in sorted(files):
-                if _is_mirrored(start + file) and (state := self._state(start + file)) is not None:
+                if is_mirrored(start + file) and (state := self._state(start + file)) is not None:
                     yield start + file, state
 
 
@@ -301,54 +309,3 @@ def _named_by(content: bytes) -> dict[str, Any]:
         return dict(files)
     except (ValueError, KeyError, TypeError):
         raise StorageError("expected a record with files") from None
-
-
-def _without_torn(there: Mapping[str, Found]) -> tuple[dict[str, Found], list[str]]:
-    """What counts of what stands there, and the names of what is left of checkpoints that did not come to their seal."""
-    checkpoints = {name: folder for name in there if (folder := _checkpoint_of(name))}
-    torn = {name for name, folder in checkpoints.items() if _seal_of(folder) not in there}
-    return {name: found for name, found in there.items() if (_is_mirrored(name) or _is_seal(name)) and name not in torn}, sorted(torn)
-
-
-def _checkpoint_of(name: str) -> str:
-    parts = name.split("/")
-    place = next((number for number, part in enumerate(parts[:-1]) if _CHECKPOINT.fullmatch(part)), None)
-    return "" if place is None else "/".join(parts[: place + 1])
-
-
-def _is_mirrored(name: str) -> bool:
-    """Whether a file or folder is the same here and there. Names with ".." or nothing between two slashes are nobody's."""
-    *folders, last = name.split("/")
-    return all(part and part[0] != "." and part != CACHE for part in folders) and (last in JOURNALS or bool(last and last[0] != "." and last != CACHE))
-
-
-def _is_seal(name: str) -> bool:
-    return PurePosixPath(name).name == SEAL
-
-
-def _is_record(name: str) -> bool:
-    return _record_of(name) == name
-
-
-def _is_plain(name: str) -> bool:
-    """Whether a file is one that a seal speaks of."""
-    return not _record_of(name) and not _is_seal(name) and PurePosixPath(name).name != MANIFEST
-
-
-def _record_of(name: str) -> str:
-    """The record of the part that a file belongs to by its name, or that it is; empty where it belongs to none."""
-    match = _PART.fullmatch(PurePosixPath(name).name)
-    folder = _folder_of(name)
-    return "" if match is None else f"{folder}/{match.group(1)}.json" if folder else ""
-
-
-def _seal_of(folder: str) -> str:
-    return f"{folder}/{SEAL}" if folder else SEAL
-
-
-def _folder_of(name: str) -> str:
-    return name.rpartition("/")[0]
-
-
-def _is_below(name: str, prefix: str) -> bool:
-    return not prefix or name == prefix or name.startswith(f"{prefix}/")
