@@ -10,11 +10,12 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import fsspec
+from typing import TYPE_CHECKING, Any
 
 from unclip.files import UnclipError
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.\-]*)(::|://)")
 EXTRAS = {"s3": "s3", "s3a": "s3"}  # of unclip, by scheme
@@ -88,7 +89,7 @@ class Storage:
         UnclipError: no such scheme, or the package for it is not installed.
     """
 
-    def __init__(self, url: str, file_system: fsspec.AbstractFileSystem | None = None) -> None:
+    def __init__(self, url: str, file_system: "AbstractFileSystem | None" = None) -> None:
         self.url = url
         self.scheme = url.partition("://")[0]
         self._fs = _file_system(url, self.scheme) if file_system is None else file_system
@@ -199,7 +200,9 @@ def _found(entry: Mapping[str, Any]) -> Found:
     return Found(int(entry["size"] or 0), tag)
 
 
-def _file_system(url: str, scheme: str) -> fsspec.AbstractFileSystem:
+def _file_system(url: str, scheme: str) -> "AbstractFileSystem":
+    import fsspec  # only where a URL is named: commands on folders start without it
+
     try:
         # a listing that is remembered would hide what other machines do
         return fsspec.url_to_fs(url, use_listings_cache=False)[0]
