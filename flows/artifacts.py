@@ -18,7 +18,10 @@ from PIL import Image
 from prefect.artifacts import create_image_artifact, create_link_artifact, create_progress_artifact, create_table_artifact, update_progress_artifact
 from prefect.logging import get_logger
 
+from unclip.evaluation.gate import numbers_of
 from unclip.files import read_json
+from unclip.models import paths_of
+from unclip.night import Night
 
 MAX_IMAGE_BYTES = 700_000  # as base64 a third more: Prefect keeps it in its database
 MAX_METRIC_ROWS = 300
@@ -62,6 +65,23 @@ def show_report(report: Path) -> None:
     if (report / "index.html").is_file():
         page = (report / "index.html").absolute()
         _offer(lambda: create_link_artifact(page.as_uri(), link_text=str(page), key="report", description="Open this page on the machine that made it"))
+
+
+def show_numbers(night: Night) -> None:
+    """What was measured of a version, and by how much it differs from the models that it was measured against."""
+    report = read_json(paths_of(night.config).report / "report.json")
+    before = None if night.rival is None else read_json(paths_of(night.rival).report / "report.json")
+    earlier = {} if before is None else numbers_of(before)
+    rows = []
+    for name, value in numbers_of(report).items():
+        was = earlier.get(name)
+        change = None if value is None or was is None else value - was
+        rows.append({"number": name, night.version.name: _shown(value), "in use before": _shown(was), "change": _shown(change)})
+    _offer(lambda: create_table_artifact(rows, key="versions", description=f"{night.version.name} beside {night.version.parent or 'nothing'}"))
+
+
+def _shown(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
 
 
 def flat(content: Any, prefix: str = "") -> dict[str, str | int | float | bool]:

@@ -18,6 +18,7 @@ from unclip.stages import STAGES, bring_records, is_done, result_of, run_stage
 
 Counts = dict[str, Any]
 
+ASKED = ".stage.json"  # under the root: the config that a stage is asked to work with
 HERE = ("curate", "select")  # no model is loaded: on most roots a child would take longer to start than they take
 TRAINED = ("prior", "decoder", "upsampler")  # the commands of `unclip train`
 RETRY_SECONDS = (30.0, 120.0, 480.0)  # a network may be back by then
@@ -48,7 +49,7 @@ def work_on(name: str, config: RunConfig) -> Counts:
     if is_done(name, config):
         logger.info("%s is done already: %s", name, folder)
         return dict(result_of(name, config).counts)
-    file = paths_of(config).root / "run.json"
+    file = paths_of(config).root / ASKED
     write_json(file, as_dict(config))
     if name in HERE:
         run_stage(name, config)

@@ -88,7 +88,7 @@ def folder_of(root: Path, stage: str) -> Path:
         "prior": "prior/main",
         "decoder": "decoder/main",
         "upsampler": "upsampler/main",
-        "evaluate": "report",
+        "evaluate": "report/main",
     }.get(stage, stage)
 
 

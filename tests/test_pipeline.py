@@ -20,11 +20,11 @@ def test_it_ends_with_pictures_and_a_report(whole_run: tuple[Path, "subprocess.C
     root, done, _ = whole_run
     printed = done.stdout.replace("\n", "")
     for name in ("grid.png", "index.html"):
-        assert (root / "report" / name).is_file()
-        assert str(root / "report" / name) in printed
-    report = json.loads((root / "report" / "report.json").read_text())
+        assert (folder_of(root, "evaluate") / name).is_file()
+        assert str(folder_of(root, "evaluate") / name) in printed
+    report = json.loads((folder_of(root, "evaluate") / "report.json").read_text())
     assert {"counts", "clip", "prior", "judge", "stages", "environment"} <= report.keys()
-    page = (root / "report" / "index.html").read_text()
+    page = (folder_of(root, "evaluate") / "index.html").read_text()
     assert 'src="http' not in page
     assert 'href="http' not in page
 
@@ -297,7 +297,7 @@ def test_priors_are_measured_without_a_decoder(root: Path, tmp_path: Path) -> No
     done = unclip("evaluate prior", copy)
     assert done.returncode == 0, done.stderr
     assert "nearest training" in done.stdout
-    assert {path.name for path in (copy / "report").iterdir()} == {"prior.html", "prior.json", "prior.png"}
+    assert {path.name for path in folder_of(copy, "evaluate").iterdir()} == {"prior.html", "prior.json", "prior.png"}
 
 
 def test_inspect_shows_a_root_and_refuses_a_stranger(root: Path, tmp_path: Path) -> None:

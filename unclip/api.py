@@ -43,6 +43,7 @@ from unclip.manipulate.variations import vary
 from unclip.models import load_models, origins_of, paths_of
 from unclip.prior.condition import PriorKind
 from unclip.roots import bring_config, bring_down, local_root
+from unclip.versions import in_use
 
 Picture = Image.Image | Path | str | np.ndarray | Tensor
 PriorChoice = Literal["first", "none"] | PriorKind
@@ -67,7 +68,7 @@ def open(root: str | Path, *, prior: PriorChoice = "first", upsample: bool = Tru
     remembered = local_root(str(root)) / RUN_CONFIG
     if not remembered.is_file():
         raise UnclipError(f"expected a root that `unclip run` made, with a {RUN_CONFIG}, got {root}")
-    return opened(load_config(file=remembered, settings={"root": str(root)}), prior=prior, upsample=upsample)
+    return opened(in_use(load_config(file=remembered, settings={"root": str(root)})), prior=prior, upsample=upsample)
 
 
 def opened(config: RunConfig, *, prior: PriorChoice = "first", upsample: bool = True) -> "Unclip":

@@ -18,6 +18,7 @@ from unclip.data.index import IndexConfig
 from unclip.data.select import SelectConfig
 from unclip.data.source import SourceConfig
 from unclip.evaluation.config import EvaluateConfig
+from unclip.evaluation.gate import NightConfig
 from unclip.files import UnclipError
 from unclip.generate import GenerateConfig
 from unclip.storage import check_root, is_url
@@ -53,6 +54,7 @@ class RunConfig:
     upsampler: UpsamplerStageConfig = field(default_factory=UpsamplerStageConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    night: NightConfig = field(default_factory=NightConfig)
 
     def __post_init__(self) -> None:
         if self.world is not None and self.source.path:
@@ -80,12 +82,25 @@ def load_config(*, preset: str = "", file: Path | None = None, settings: Mapping
         content = tomllib.loads(resources.files("unclip.presets").joinpath(f"{preset}.toml").read_text())
     if file is not None:
         content = _merged(content, _read_file(file))
-    for path, value in (settings or {}).items():
+    return check_config(_with_settings(content, settings or {}))
+
+
+def changed(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
+    """A config with single settings over it, as `load_config` takes them.
+
+    Raises:
+        UnclipError: an unknown setting, or a value that is wrong.
+    """
+    return check_config(_with_settings(as_dict(config), settings))
+
+
+def _with_settings(content: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    for path, value in settings.items():
         nested: Any = value
         for name in reversed(full_path(path).split(".")):
             nested = {name: nested}
         content = _merged(content, nested)
-    return check_config(content)
+    return content
 
 
 def check_config(content: Mapping[str, Any]) -> RunConfig:

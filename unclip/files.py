@@ -44,11 +44,11 @@ def _followers_of(path: Path) -> list[Follower]:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, quietly: bool = False) -> Iterator[Path]:
     """Yields a temporary path beside `path`; when the block ends well, what was written there takes the place of `path`.
 
     The file (or folder) is flushed to disk before it is renamed, so that a kill at any moment leaves the old one or the
-    new one. When the block raises, the temporary one is removed.
+    new one. When the block raises, the temporary one is removed. Followers are told, but `quietly`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -61,7 +61,7 @@ def replacing(path: Path) -> Iterator[Path]:
             remove(path)
         os.replace(aside, path)
         _flush(path.parent)
-        for follower in _followers_of(path):
+        for follower in () if quietly else _followers_of(path):
             follower.placed(path)
     finally:
         remove(aside)
@@ -75,13 +75,13 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-def remove(path: Path) -> None:
-    """Removes a file or a whole folder; nothing happens where there is none."""
+def remove(path: Path, *, quietly: bool = False) -> None:
+    """Removes a file or a whole folder; nothing happens where there is none. Followers are told, but `quietly`."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-    for follower in _followers_of(path):
+    for follower in () if quietly else _followers_of(path):
         follower.removed(path)
 
 

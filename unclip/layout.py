@@ -26,8 +26,8 @@ class Paths:
     report: Path
 
 
-def lay_out(root: Path, *, clip: str, prior: str, decoder: str, upsampler: str) -> Paths:
-    """The folders under a root, for a CLIP of this name and these runs of prior, decoder and upsampler."""
+def lay_out(root: Path, *, clip: str, prior: str, decoder: str, upsampler: str, report: str) -> Paths:
+    """The folders under a root, for a CLIP of this name and these runs of prior, decoder, upsampler and evaluation."""
     return Paths(
         root=root,
         world=root / "world",
@@ -41,5 +41,5 @@ def lay_out(root: Path, *, clip: str, prior: str, decoder: str, upsampler: str) 
         prior=root / "prior" / prior,
         decoder=root / "decoder" / decoder,
         upsampler=root / "upsampler" / upsampler,
-        report=root / "report",
+        report=root / "report" / report,
     )

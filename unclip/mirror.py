@@ -92,7 +92,7 @@ class Mirror:
         """Removes a file here that is gone there. A checkpoint goes as a whole, for its folder alone makes it count; and so do empty folders."""
         if is_mirrored(name):
             path = self._folder / (checkpoint_of(name) or name)
-            remove(path)
+            remove(path, quietly=True)
             while path.parent != self._folder and path.parent.is_dir() and not any(path.parent.iterdir()):
                 path = path.parent
                 path.rmdir()
@@ -107,13 +107,14 @@ class Mirror:
         here, known = dict(self._scan()), self._known.all()
         changed = [name for name, state in here.items() if name not in known or state != (known[name].size, known[name].time)]
         gone = [name for name in known if name not in here and not is_seal(name)]
-        self._open(changed + gone)
+        self._open(changed)
         records = [name for name in here if is_record(name) and self._known.get(name) is None]
         manifests = {name for name in changed if is_manifest(name)}
         others = [name for name in changed if name not in manifests and not is_record(name)]
         _in_parallel(self._put, (name for name in others if not name.endswith(".json")))
         _in_parallel(self._put, (name for name in others if name.endswith(".json")))  # a record may have any name
         _in_parallel(self._put, {*records, *(name for name in changed if is_record(name))})
+        self._open(gone)  # only now: what was renamed is up under its new name
         self._take_off(gone)
         for folder, names in itertools.groupby(sorted(filter(is_plain, here), key=folder_of), key=folder_of):
             if self._known.get(seal_of(folder)) is None:
@@ -143,11 +144,12 @@ class Mirror:
             self._put(name)
 
     def removed(self, path: Path) -> None:
-        """Removes it there too."""
+        """Removes it there too, also where it was never brought down."""
         name = path.relative_to(self._folder).as_posix()
-        if is_mirrored(name) and (names := self._known.below(name)):
+        if is_mirrored(name):
+            names = self._known.below(name) or list(self._storage.find(name))
             self._open(names)
-            self._take_off(name for name in names if not is_seal(name))
+            self._take_off(names)
 
     def _bring(self, there: Mapping[str, Found], known: Mapping[str, Entry], *, check: bool) -> None:
         wanted = {name: found for name, found in there.items() if not is_seal(name) and not self._is_here(name, found, known.get(name))}
@@ -198,7 +200,7 @@ class Mirror:
         if expected is not None and expected[0] == found.size and self._is_the_same(path, expected):
             self._known.put(name, Entry(found.size, path.stat().st_mtime_ns, expected[1], found.tag))
             return
-        with replacing(path) as aside:
+        with replacing(path, quietly=True) as aside:
             self._storage.fetch(name, aside)
             size, sha = aside.stat().st_size, sha256_file(aside)
             if check and expected is not None and (size, sha) != expected[:2]:
@@ -232,7 +234,8 @@ class Mirror:
                 self._known.forget(speaker)
 
     def _take_off(self, names: Iterable[str]) -> None:
-        for name in sorted(names, key=is_manifest):
+        """Removes files there: what makes others count goes first, and a manifest only after the seals of its checkpoints."""
+        for name in sorted(names, key=lambda name: 0 if is_seal(name) or is_record(name) else 1 if is_manifest(name) else 2):
             self._may_write()
             self._storage.remove(name)
             self._known.forget(name)

@@ -19,7 +19,8 @@ MODEL_FOLDERS = ("clip", "prior", "decoder", "upsampler")
 
 def paths_of(config: RunConfig) -> Paths:
     """The folders that a config names; those of the working copy where the root is behind a URL (see roots.py)."""
-    return lay_out(local_root(config.root), clip=config.clip.name, prior=config.prior.run, decoder=config.decoder.run, upsampler=config.upsampler.run)
+    runs = {"prior": config.prior.run, "decoder": config.decoder.run, "upsampler": config.upsampler.run, "report": config.evaluate.run}
+    return lay_out(local_root(config.root), clip=config.clip.name, **runs)
 
 
 def device_of(config: RunConfig) -> str:

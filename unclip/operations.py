@@ -4,17 +4,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from unclip.clip import load_clip
 from unclip.config import RunConfig
 from unclip.data.manifest import finished_manifest, read_manifest
 from unclip.data.marks import read_marks, write_marks
+from unclip.data.source import GONE_TABLE
 from unclip.data.takedown import Takedown, erase, links_of, marked_rows
 from unclip.data.verify import Fault, discard, verify
 from unclip.evaluation.duplicates import SHEET
 from unclip.files import UnclipError, remove
 from unclip.layout import SELECTED
 from unclip.models import device_of, load_models, paths_of
-from unclip.roots import holding
+from unclip.roots import bring_down, holding
 from unclip.stages import STAGES, evaluate_section, is_done
 from unclip.training.prior import trained_priors
 from unclip.training.upsampler import load_trained_upsamplers
@@ -76,7 +79,7 @@ def remove_data(config: RunConfig, *, keys: Sequence[str], urls: Sequence[str]) 
             write_marks(paths.root, marks)
         gone = marked_rows(paths.source, marks)
         if gone:
-            remove(paths.report)  # it shows pictures and captions; of a takedown that was killed the rows are still there
+            remove(paths.report.parent)  # every version's: they show pictures and captions; of a takedown that was killed the rows are still there
             for store in _folders(paths.embeddings.parent):
                 remove(store / SELECTED / SHEET)
         done = erase(
@@ -90,6 +93,23 @@ def remove_data(config: RunConfig, *, keys: Sequence[str], urls: Sequence[str]) 
         _run_again("index", config)
     trained = [run for folder in (paths.clip, paths.prior, paths.decoder, paths.upsampler) for run in _folders(folder.parent)]
     return done, [run for run in trained if gone and (found := read_manifest(run)) is not None and not found.config.get("model")]
+
+
+def take_down_gone(config: RunConfig) -> Takedown | None:
+    """Takes down what the source stage found to have gone, where the config wants it; None where there is nothing.
+
+    Raises:
+        UnclipError: another run holds the root.
+    """
+    gone = paths_of(config).source / GONE_TABLE
+    if not config.source.follow_removals:
+        return None
+    bring_down(config.root, ("source",))
+    if not gone.is_file():
+        return None
+    done, _ = remove_data(config, keys=(), urls=pq.read_table(gone)["url"].to_pylist())
+    remove(gone)  # only now: a kill before does it again, and finds it done
+    return done
 
 
 def _run_again(name: str, config: RunConfig) -> None:

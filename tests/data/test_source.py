@@ -1,5 +1,6 @@
 """Any table or folder in, one table out: nothing lost without a reason, nothing moved once it has its shard."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from unclip.data.folder import served_folder
 from unclip.data.links import RefusedError, cleaned_url, is_private_name, is_public
 from unclip.data.manifest import Manifest
 from unclip.data.serve import serving
-from unclip.data.source import SourceConfig, build_source, source_inputs
+from unclip.data.source import GONE_TABLE, SourceConfig, build_source, source_inputs
 from unclip.files import UnclipError
 from unclip.worlds.write import WorldConfig, write_world
 
@@ -131,6 +132,22 @@ def test_rows_keep_their_place_and_new_ones_get_new_shards(tmp_path: Path) -> No
     changed = (tmp_path / "out/table.parquet").stat().st_mtime_ns
     assert build_source(tmp_path / "out", config) == manifest
     assert (tmp_path / "out/table.parquet").stat().st_mtime_ns == changed
+
+
+def test_links_that_have_gone_from_the_source_are_named_where_that_is_wanted(tmp_path: Path) -> None:
+    table, out = tmp_path / "links.csv", tmp_path / "source"
+    config = SourceConfig(path=str(table), follow_removals=True, heldout_fraction=0.0)
+    rows = [("https://a.example/1", "one"), ("https://a.example/2", "two"), ("https://a.example/3", "three")]
+
+    def gone(rows: list[tuple[str, str]], config: SourceConfig) -> list[str]:
+        table.write_text("url,caption\n" + "".join(f"{url},{caption}\n" for url, caption in rows))
+        build_source(out, config)
+        return pq.read_table(out / GONE_TABLE)["url"].to_pylist() if (out / GONE_TABLE).exists() else []
+
+    assert gone(rows, config) == []
+    assert gone(rows[1:], config) == ["https://a.example/1"]
+    assert gone([*rows[1:], ("https://a.example/1", "another caption")], config) == []  # its picture is still wanted
+    assert gone(rows[:1], dataclasses.replace(config, follow_removals=False)) == []
 
 
 def test_new_rows_change_the_digest_and_a_rewritten_file_with_the_same_rows_does_not(tmp_path: Path) -> None:

@@ -20,10 +20,10 @@ from unclip.cli.data import remove
 from unclip.data.batch import Fetched, picture_places
 from unclip.data.cache import open_pairs
 from unclip.data.contracts import REJECTED, SHARD, SOURCE, embedding_schema, read_table
-from unclip.data.download import DownloadConfig, download, shard_files, shard_origin, source_shards
+from unclip.data.download import DownloadConfig, download, download_inputs, shard_files, shard_origin, source_shards
 from unclip.data.embed import EmbedConfig, part_origin, write_part
 from unclip.data.index import open_index
-from unclip.data.manifest import Stage, identity, read_manifest, read_part
+from unclip.data.manifest import Stage, identity, is_current, read_manifest, read_part
 from unclip.data.marks import read_marks, write_marks
 from unclip.data.pack import write_shard
 from unclip.data.source import SourceConfig, build_source
@@ -207,6 +207,14 @@ def test_what_was_removed_is_never_taken_in_again_and_keys_are_never_given_twice
         take_down(copy, keys=["0000900000"])
     with pytest.raises(UnclipError, match="expected a link to take down"):
         take_down(copy, urls=["not a link"])
+
+
+def test_rows_that_were_read_but_not_yet_fetched_are_still_to_be_fetched(copy: Path) -> None:
+    rows = [*((link, caption(number)) for number, link in enumerate(LINKS)), ("https://images.example/new.png", "new")]
+    pq.write_table(pa.table({"url": [url for url, _ in rows], "caption": [text for _, text in rows]}), copy.parent / "more.parquet")
+    build_source(copy / "source", SourceConfig(path=str(copy.parent / "more.parquet"), shard_size=4, heldout_fraction=0.0))
+    take_down(copy, keys=["0000100001"])
+    assert not is_current(copy / "shards", "download", CONFIG, download_inputs(copy / "source"))
 
 
 class PulledPlugError(BaseException):

@@ -77,7 +77,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Root:
 
 
 def make_root(folder: Path, *, num_heldout: int = NUM_HELDOUT) -> Root:
-    paths = lay_out(folder, clip="own", prior="main", decoder="main", upsampler="main")
+    paths = lay_out(folder, clip="own", prior="main", decoder="main", upsampler="main", report="main")
     write_world(paths.world, WorldConfig(image_size=SIDE, num_train=NUM_TRAIN, num_heldout=num_heldout))
     build_source(paths.source, SourceConfig(path=str(paths.world)))
     download(paths.source, paths.shards, DownloadConfig(image_size=SIDE, encode_format="png", encode_quality=1, threads=2))

@@ -78,8 +78,8 @@ def remove(
         console.print(
             "These models were trained while the rows were there, and stay as they are:\n"
             + "\n".join(f"  {folder}" for folder in trained)
-            + "\nThe next `unclip run` trains prior and decoder again without the rows, and moves these aside. "
-            "A CLIP that was trained here stays until its folder is removed.",
+            + "\nThe next `unclip run` goes on from their weights without the rows. For models that never saw them remove these folders "
+            "and versions.json: it then trains from the start. A CLIP that was trained here stays until its folder is removed.",
             highlight=False,
         )
 

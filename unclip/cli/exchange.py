@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from unclip.cli.app import USE, app, console
-from unclip.cli.options import ConfigFile, Preset, Root, remember, resolve
+from unclip.cli.options import ConfigFile, Preset, Root, resolve
 from unclip.roots import bring_down, holding
 
 
@@ -53,10 +53,12 @@ def import_(
     """
     from unclip.exchange.imported import import_models
     from unclip.models import paths_of
+    from unclip.versions import adopt, remember
 
     imported = import_models(resolve(preset, config, root), paths_of, folder, format, run)
     with holding(imported.config.root, ()):  # which puts it up, where the root is behind a URL
-        remember(imported.config)
+        if not adopt(imported.config, run):
+            remember(imported.config)
     for name in imported.left_out:
         console.print(f"left out: {name} (an upsampler of unclip is one network for all steps)", highlight=False)
     runs = "\n  ".join(str(run) for run in imported.runs)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from unclip.files import UnclipError, read_json, write_json
+from unclip.files import UnclipError
 from unclip.layout import RUN_CONFIG
 from unclip.roots import bring_config, local_root
 
@@ -44,30 +44,29 @@ def set_settings(settings: dict[str, Any]) -> None:
 
 
 def resolve(
-    preset: str = "", file: Path | None = None, root: str = "", source: str = "", url_column: str = "", caption_column: str = "", world: str = ""
-) -> "RunConfig":
-    """The config of a command: preset and file, or else what the root remembers, with single settings over it."""
-    from unclip.config import load_config
+    preset: str = "", file: Path | None = None, root: str = "", source: str = "", url_column: str = "", caption_column: str = "", world: str = "",
+    *, in_use: bool = True,
+) -> "RunConfig":  # fmt: skip
+    """The config of a command: preset and file, or else what the root remembers, with single settings over it.
+
+    Args:
+        in_use: whether what the root remembers goes with the version of its models that is in use.
+    """
+    from unclip.config import changed, load_config
+    from unclip.versions import in_use as with_version_in_use
 
     bring_config(root)
     remembered = local_root(root) / RUN_CONFIG
-    if root and not preset and file is None and remembered.is_file():
+    remembers = bool(root) and not preset and file is None and remembered.is_file()
+    if remembers:
         file = remembered
     unnamed = not preset and file is None
     named = {"root": root, "source.path": source, "source.url_column": url_column, "source.caption_column": caption_column, "world.name": world}
     # a source given here, or none at all, takes the place of the preset's world
     settings: dict[str, Any] = {"world": None} if source or world or unnamed else {}
     settings |= {name: value for name, value in named.items() if value} | _settings
-    return load_config(preset=DEFAULT_PRESET if unnamed else preset, file=file, settings=settings)
-
-
-def remember(config: "RunConfig") -> None:
-    """Writes the config into its root, where later commands find it."""
-    from unclip.config import as_dict
-
-    path, content = local_root(config.root) / RUN_CONFIG, as_dict(config)
-    if not path.is_file() or read_json(path) != content:
-        write_json(path, content)
+    config = load_config(preset=DEFAULT_PRESET if unnamed else preset, file=file, settings=settings)
+    return changed(with_version_in_use(config), settings) if remembers and in_use else config
 
 
 def split_settings(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:

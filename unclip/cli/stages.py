@@ -7,9 +7,8 @@ from cyclopts import App
 from rich.table import Table
 
 from unclip.cli.app import STAGES, app, console, evaluate_app
-from unclip.cli.options import Column, ConfigFile, DryRun, Preset, Root, Source, remember, resolve
+from unclip.cli.options import Column, ConfigFile, DryRun, Preset, Root, Source, resolve
 from unclip.files import UnclipError
-from unclip.roots import holding_run
 
 if TYPE_CHECKING:
     from unclip.config import RunConfig
@@ -50,27 +49,28 @@ def run(
     world
         An embedded data set instead of a source of your own.
     """
-    resolved = resolve(preset, config, root, source, url_column, caption_column, world)
+    resolved = resolve(preset, config, root, source, url_column, caption_column, world, in_use=False)
     if not resolved.source.path and resolved.world is None:
         raise UnclipError("expected a source: give --source TABLE_OR_FOLDER, or --preset demo for the embedded data set")
     if dry_run:
         _show_plan(resolved)
         return
     from unclip.models import paths_of
-    from unclip.stages import pending
+    from unclip.night import is_idle, only_run
+    from unclip.versions import in_use, remember
 
-    if not pending(resolved):
+    if is_idle(resolved):
         console.print("All stages are done; nothing was to do.")
     else:
         from flows.environment import prepare
 
-        with holding_run(resolved.root):
+        with only_run(resolved):  # the flow holds it again: a second run is refused before it starts a server
             remember(resolved)
-            prepare(paths_of(resolved).root)
-            from flows.everything import everything
+        prepare(paths_of(resolved).root)
+        from flows.everything import everything
 
-            everything(resolved)
-    _show_results(resolved)
+        everything(resolved)
+    _show_results(in_use(resolved))
 
 
 def work_on(name: str, config: "RunConfig", dry_run: bool, section: Any = None) -> None:
@@ -82,6 +82,7 @@ def work_on(name: str, config: "RunConfig", dry_run: bool, section: Any = None) 
         return
     from unclip.stages import pending, run_stage
     from unclip.training.processes import crew
+    from unclip.versions import remember
 
     with crew() as leads:
         if not leads:

@@ -14,6 +14,7 @@ from unclip.files import fingerprint, replacing
 
 REMOVED = "removed.parquet"  # under the root
 SCHEMA = pa.schema([pa.field("url_sha256", pa.string(), nullable=False)])
+ID_DIGITS = 16  # hexadecimal, of a row's id
 RECENT = 1_000_000  # ids that are held as Python objects, before they go to the array
 
 

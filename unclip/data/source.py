@@ -20,7 +20,7 @@ from unclip.data.folder import BY_HASH, ServedLink, folder_rows, visible_files
 from unclip.data.links import RefusedError, cleaned_url
 from unclip.data.lists import Tables, find_source
 from unclip.data.manifest import MANIFEST, Manifest, Stage, finished_manifest, is_current, read_manifest, runtime
-from unclip.data.marks import NO_MARKS, Ids, Marks
+from unclip.data.marks import ID_DIGITS, NO_MARKS, Ids, Marks, link_hash
 from unclip.data.tables import Row
 from unclip.files import UnclipError, fingerprint, remove, remove_leftovers, replacing
 from unclip.progress import progress
@@ -29,6 +29,7 @@ from unclip.storage import check_url, is_url
 STAGE = "source"
 TABLE, REJECTED_TABLE = "table.parquet", "rejected.parquet"
 SCRATCH = ".brought.tmp"  # where tables behind a URL are read
+GONE_TABLE = "gone.parquet"  # links that are to be taken down, until they are
 TRAIN, HELDOUT = "train", "heldout"
 MAX_SHARD_SIZE = 100_000  # a row's number in its shard is five digits of its key
 ROWS_AT_ONCE = 10_000
@@ -53,6 +54,7 @@ class SourceConfig:
     keep_columns: tuple[str, ...] = ()  # of a table, kept in `columns.parquet` for the rules of `curate.columns`
     heldout_fraction: float = 0.05  # of the captions, where no column says it
     shard_size: int = 1000  # rows
+    follow_removals: bool = runtime(False)  # `unclip run` takes down the pictures of links that have gone from the source
     allow_private: bool = False  # follow links to private, loopback and link-local addresses
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -152,6 +154,11 @@ def _build(out: Path, config: SourceConfig, removed: Marks) -> tuple[dict[str, o
     if not rows_in:
         raise UnclipError(f"{config.path} is empty: it has no rows")
     kept = rows_in - reasons.total()
+    if kept:
+        remove(out / GONE_TABLE)  # of an earlier source
+        if config.follow_removals and (gone := growth.gone_links(iter_rows(out / TABLE, SOURCE))):
+            with replacing(out / GONE_TABLE) as aside:
+                pq.write_table(pa.table({"url": gone}), aside)
     if not kept:
         reason, count = reasons.most_common(1)[0]
         raise UnclipError(
@@ -270,7 +277,7 @@ class Growth:
         self._hash = hashlib.sha256()
         self._splits: Counter[str] = Counter()
         self._shards = self._new = self._num_known = self._num_seen_again = 0
-        self._known, self._seen = Ids(), Ids()
+        self._known, self._seen, self._links = Ids(), Ids(), Ids()
         for row in known:
             self._write(row if row["url"] not in removed else row | {"url": "", "caption": ""})
             self._known.add(row["id"])
@@ -282,6 +289,7 @@ class Growth:
         """Takes a row of the source in; id and shard of one that is new. Raises RefusedError where the same one came before, or its link was removed."""
         if url in self._removed:
             raise RefusedError("removed")
+        self._links.add(link_hash(url)[:ID_DIGITS])
         name = row_id(url, caption)
         if not self._seen.add(name):
             raise RefusedError("duplicate url and caption")
@@ -293,6 +301,12 @@ class Growth:
         self._new += 1
         self._shards = shard + 1
         return name, shard
+
+    def gone_links(self, table: Iterable[dict[str, Any]]) -> list[str]:
+        """The links of the table that no row of the source has any longer, with whatever caption."""
+        if self._num_known == self._num_seen_again:
+            return []
+        return sorted({row["url"] for row in table if row["url"] and link_hash(row["url"])[:ID_DIGITS] not in self._links})
 
     def knows(self, name: str) -> bool:
         """Whether the table held a row of this id before."""
@@ -315,4 +329,4 @@ class Growth:
 
 def row_id(url: str, caption: str) -> str:
     """The id of a row: the first 16 hexadecimal digits of the SHA-256 of its link and caption."""
-    return hashlib.sha256(f"{url}\0{caption}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{url}\0{caption}".encode()).hexdigest()[:ID_DIGITS]

@@ -132,7 +132,9 @@ def erase(
         remove(store / SELECTED / SHEET)
     done.twins = _twins(shards, hashes)
     _clear_source(source, marks, links, world)
-    _restate_parts(shards, {"source": _digest(source)})
+    names = {name for name, _ in source_shards(source)}
+    # a source that has grown since the download stays ahead of it: its new shards are still to be fetched
+    _restate_parts(shards, {"source": _digest(source)} if names == {part.name for part in _records(shards)} else {})
     for store in stores:
         _restate_store(store, shards)
     remove(shards / JOURNAL)

@@ -18,6 +18,7 @@ class EvaluateConfig:
     """How much is measured.
 
     Attributes:
+        run: name of the report's folder.
         num_captions: held-out captions of each split that the ladder is measured on; all that are left where there are fewer.
         num_validation: held-out captions of each split kept for the curves (best of n, guidance, steps), which the
             ladder never sees; at most a quarter of the split, and 0 leaves the curves out.
@@ -37,11 +38,13 @@ class EvaluateConfig:
         num_manipulated: held-out pictures that are inverted, varied, interpolated, edited and taken to principal components;
             0 leaves that out.
         manipulation_steps: sampling steps that the round trip through inversion is measured with; the sheets take the last.
+        last_shard: held-out rows of later shards are left out, so that what is measured every night stays the same; "" for none.
         batch_size: captions in one pass of the prior, and pictures in one of the decoder.
     """
 
     __pydantic_config__ = {"extra": "forbid"}
 
+    run: str = "main"
     num_captions: int = 500
     num_validation: int = 64
     sweep_guidance: tuple[float, ...] = (1.0, 1.5, 2.0, 4.0)
@@ -55,6 +58,7 @@ class EvaluateConfig:
     max_training_pictures: int = 20_000
     num_manipulated: int = 4
     manipulation_steps: tuple[int, ...] = (10, 25, 50)
+    last_shard: str = runtime("")  # of rows that came later, the inputs tell
     batch_size: int = runtime(64)
 
     def __post_init__(self) -> None:

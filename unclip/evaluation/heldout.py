@@ -130,12 +130,22 @@ def read_held_out(store: Path, config: EvaluateConfig, *, seed: int) -> list[Hel
         )
     splits = []
     for name in names:
-        pairs = read_pairs(store, split=name, text_tokens=False)
+        pairs = _up_to(config.last_shard, read_pairs(store, split=name, text_tokens=False))
+        if not len(pairs):
+            continue
         order = np.random.default_rng([seed, CHOICE_STREAM]).permutation(len(pairs))
         kept = min(config.num_validation, len(pairs) // VALIDATION_SHARE)
         test, validation = order[: len(pairs) - kept][: config.num_captions], order[len(pairs) - kept :]
         splits.append(HeldOut(name, pairs, _rows(pairs, test), _rows(pairs, validation)))
     return splits
+
+
+def _up_to(last_shard: str, pairs: Pairs) -> Pairs:
+    """The rows of the shards up to this one, all where none is named; a key begins with its shard's name."""
+    if not last_shard:
+        return pairs
+    kept = np.flatnonzero(np.array([key[: len(last_shard)] <= last_shard for key in pairs.keys], bool))
+    return Pairs(pairs.keys[kept], pairs.captions[kept], pairs.image_emb[kept], pairs.text_emb[kept], text_tokens=None)
 
 
 def first_rows(held: HeldOut, num: int) -> Asked:

@@ -22,7 +22,8 @@ class TrainingConfig:
         weight_decay, betas, adam_eps: AdamW's; vectors are not decayed.
         grad_clip: largest norm of the gradient.
         ema_decays: averages of the weights that are kept at once; the first is used for sampling.
-        warm_start: a checkpoint, or a run's folder, of the same kind and network whose averaged weights are begun with.
+        warm_start: a checkpoint, or a run's folder, of the same kind and network whose averaged weights are begun with; one
+            that begins with ".." is looked for from the run's own folder.
         precision: "bf16" runs the network under autocast.
         accumulate: pieces that a process takes its share of the batch in, one after the other.
         parallel: what several processes share: "ddp" the batch, "fsdp" also weights, averages and the optimizer's state.

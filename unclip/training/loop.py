@@ -30,7 +30,7 @@ from unclip.training.metrics import Recorder, require_tracker, sum_and_count
 from unclip.training.optim import make_optimizers
 from unclip.training.processes import Interrupted, is_leader, num_processes
 from unclip.training.shards import shard, whole
-from unclip.training.snapshot import Trained, resume, warm_start, write_bad_batch
+from unclip.training.snapshot import Trained, resume, warm_start, whence, write_bad_batch
 from unclip.training.stop import stop_asked
 
 CHUNK_SEEDS = 1 << 40  # apart, so that dropout differs between the chunks of a batch; no step's seed comes near
@@ -149,7 +149,7 @@ def _open(run: Path, trained: Trained, kind: str, network: Mapping[str, Any], co
         dist.barrier()
     start, rows = resume(run, trained)
     if start == 0 and config.warm_start:
-        warm_start(Path(config.warm_start), trained, kind=kind, network=network)
+        warm_start(whence(run, config.warm_start), trained, kind=kind, network=network)
     return start, rows
 
 

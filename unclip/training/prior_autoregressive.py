@@ -14,12 +14,13 @@ from torch.nn import functional as F
 from unclip import checkpoint
 from unclip.data.manifest import runtime
 from unclip.data.store import emb_width, text_width, training_rows
-from unclip.prior.autoregressive import AutoregressivePrior, AutoregressivePriorConfig
+from unclip.prior.autoregressive import AutoregressivePrior, AutoregressivePriorConfig, load_autoregressive_prior
 from unclip.prior.codes import EmbeddingCodes, fit_codes
 from unclip.training.config import TrainingConfig
 from unclip.training.draws import Draws
 from unclip.training.loop import train
 from unclip.training.prior_data import read_prior_data, set_whitening
+from unclip.training.snapshot import whence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,7 @@ def train_autoregressive_prior(store: Path, run: Path, config: AutoregressivePri
     data = read_prior_data(
         store, reading=config.reading, max_text_tokens=config.network.max_text_tokens, setting="prior.autoregressive.network.max_text_tokens"
     )
-    fitted = _fit(store, config.network)
+    fitted = _codes(store, run, config)
     torch.manual_seed(config.training.seed)
     widths = {"emb_width": emb_width(store), "text_width": text_width(store), "num_components": len(fitted.stds)}
     model = AutoregressivePrior(config.network, **widths)
@@ -84,7 +85,11 @@ def token_loss(dot_logits: Tensor, code_logits: Tensor, dot: Tensor, codes: Tens
     return (dot_loss + num_codes * code_loss) / (1 + num_codes), {"loss_dot": dot_loss, "bits_per_code": code_loss / math.log(2)}
 
 
-def _fit(store: Path, network: AutoregressivePriorConfig) -> EmbeddingCodes:
+def _codes(store: Path, run: Path, config: AutoregressivePriorTraining) -> EmbeddingCodes:
+    """The codes that the network says: fitted to the store, or those of the network that it begins with."""
+    if config.training.warm_start:
+        return load_autoregressive_prior(whence(run, config.training.warm_start)).codes
+    network = config.network
     return fit_codes(
         ((batch["image_emb"], batch["text_emb"]) for batch in training_rows(store, ["image_emb", "text_emb"])),
         emb_width(store),

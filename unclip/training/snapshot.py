@@ -1,6 +1,7 @@
 """The state of a training run on disk: written by the leader, gone on with by any number of processes."""
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,16 +96,26 @@ def resume(run: Path, trained: Trained) -> tuple[int, list[Row]]:
     return steps[-1], pq.read_table(folder / METRICS).to_pylist()
 
 
-def warm_start(path: Path, trained: Trained, *, kind: str, network: Mapping[str, Any]) -> None:
-    """Begins with the weights of a checkpoint, or of the newest one in a run's folder.
+def whence(run: Path, path: str) -> Path:
+    """The checkpoint that `warm_start` of the run in a folder names; of another run's folder the newest.
 
     Raises:
-        UnclipError: there is none, or it is of another kind or network.
+        UnclipError: there is none.
     """
-    steps = checkpoint.steps_of(path)
-    folder = checkpoint.step_folder(path, steps[-1]) if steps else path
+    named = Path(os.path.normpath(run / path)) if path.startswith("..") else Path(path)
+    steps = checkpoint.steps_of(named)
+    folder = checkpoint.step_folder(named, steps[-1]) if steps else named
     if not (folder / checkpoint.CONFIG).is_file():
-        raise UnclipError(f"warm_start must name a checkpoint or the folder of a run of kind {kind!r}, but {path} is neither")
+        raise UnclipError(f"warm_start must name a checkpoint or the folder of a run, but {named} is neither")
+    return folder
+
+
+def warm_start(folder: Path, trained: Trained, *, kind: str, network: Mapping[str, Any]) -> None:
+    """Begins with the weights of a checkpoint.
+
+    Raises:
+        UnclipError: it is of another kind or network.
+    """
     theirs = checkpoint.read_config(folder, kind)["network"]
     ours = dict(network)
     differing = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
