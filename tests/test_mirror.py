@@ -294,3 +294,19 @@ def test_what_is_here_already_is_not_brought_again_though_nothing_is_known_of_it
     with working(place, tmp_path / "a"):
         pass
     assert not [name for name in place.fetched if not name.endswith("json")]
+
+
+def test_a_folder_that_was_never_brought_down_is_removed_there_what_makes_it_count_first(tmp_path: Path) -> None:
+    place = Counting(tmp_path / "place")
+    with working(place, tmp_path / "a"):
+        work(tmp_path / "a", "x")
+    place.changes.clear()
+    with closing(Mirror(place, tmp_path / "b", lambda: None)) as mirror:
+        mirror.bring_down(["shards"])
+        with followed(tmp_path / "b", mirror):
+            remove(tmp_path / "b/prior/main")
+        mirror.put_up()
+    assert not list((tmp_path / "place/prior/main").rglob("*.*"))
+    assert (tmp_path / "place/prior/old/manifest.json").is_file()
+    names = [change.removeprefix("-prior/main/") for change in place.changes]
+    assert names.index("step-00000003/.files.json") < names.index("manifest.json") < names.index("step-00000003/model.safetensors")
