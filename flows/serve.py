@@ -19,6 +19,7 @@ from flows.registry import Deployment, read_deployments
 from flows.server import CREDENTIAL, LOG, LocalServer, address_of, answers, credential_of, home_of, only_one
 from unclip.config import RunConfig, as_dict
 from unclip.files import UnclipError
+from unclip.roots import local_root
 
 if TYPE_CHECKING:
     from prefect.deployments.runner import RunnerDeployment
@@ -40,7 +41,8 @@ def serve(config: RunConfig, *, port: int, deployments: Path, say: Say) -> None:
     Raises:
         UnclipError: the root is served already, the port is taken, the file is wrong, or there is no server.
     """
-    offered, root, home = read_deployments(deployments), Path(config.root), home_of(Path(config.root))
+    root = local_root(config.root)
+    offered, home = read_deployments(deployments), home_of(root)
     home.mkdir(parents=True, exist_ok=True)
     home.chmod(0o700)  # whoever reads the history reads what runs said
     if threading.current_thread() is threading.main_thread():

@@ -14,7 +14,7 @@ from flows.process import StageError, run_child
 from unclip.config import RunConfig, as_dict
 from unclip.files import write_json
 from unclip.models import paths_of
-from unclip.stages import STAGES, is_done, result_of, run_stage
+from unclip.stages import STAGES, bring_records, is_done, result_of, run_stage
 from unclip.training.together import ALONE, Together
 from unclip.versions import in_use
 
@@ -39,6 +39,7 @@ def work_on(name: str, config: RunConfig, together: Together = ALONE) -> Counts:
     """
     logger, progress = get_run_logger(), Progress(name)
     folder = STAGES[name].folder(paths_of(config))
+    bring_records(config)
 
     def say(line: str) -> None:
         if logger.isEnabledFor(logging.INFO):
@@ -53,7 +54,7 @@ def work_on(name: str, config: RunConfig, together: Together = ALONE) -> Counts:
     if is_done(name, config):
         logger.info("%s is done already: %s", name, folder)
         return dict(result_of(name, config).counts)
-    file = Path(config.root) / ASKED
+    file = paths_of(config).root / ASKED
     write_json(file, as_dict(config))
     if name in HERE:
         run_stage(name, config)

@@ -133,7 +133,7 @@ def test_worse_models_are_refused_and_the_old_ones_stay(config: RunConfig) -> No
 
 
 def test_by_hand_models_are_put_to_use_and_left_again(config: RunConfig) -> None:
-    root = Path(config.root)
+    root = config.root
     judged(config, 0.1)
     assert versions.put_to_use(root, "main-2") == "main"
     assert in_use(config).decoder.run == "main-2"
@@ -151,7 +151,7 @@ def test_by_hand_models_are_put_to_use_and_left_again(config: RunConfig) -> None
 def test_an_open_version_cannot_be_put_to_use(config: RunConfig) -> None:
     begun(config)
     with pytest.raises(UnclipError, match="have not come to their end"):
-        versions.put_to_use(Path(config.root), "main-2")
+        versions.put_to_use(config.root, "main-2")
 
 
 def test_versions_beyond_those_that_are_kept_are_removed(config: RunConfig) -> None:
@@ -164,8 +164,8 @@ def test_versions_beyond_those_that_are_kept_are_removed(config: RunConfig) -> N
     assert (root / "upsampler" / "main").is_dir()  # theirs too
     assert read_ledger(root).version("main").removed
     with pytest.raises(UnclipError, match="removed to save space"):
-        versions.put_to_use(root, "main")
-    assert versions.roll_back(root) == ("main-5", "main-2")
+        versions.put_to_use(config.root, "main")
+    assert versions.roll_back(config.root) == ("main-5", "main-2")
     assert night.tidy(kept) == ["main-4"]
 
 
@@ -182,7 +182,7 @@ def test_imported_models_are_a_version(config: RunConfig) -> None:
     assert night.begin(config) is None
     manifest = read_manifest(paths_of(config).decoder)
     assert manifest is not None
-    assert versions.roll_back(Path(config.root)) == ("elsewhere", "main")
+    assert versions.roll_back(config.root) == ("elsewhere", "main")
 
 
 def test_without_versions_nothing_changes(tmp_path: Path) -> None:

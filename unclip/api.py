@@ -42,6 +42,7 @@ from unclip.manipulate.roundtrip import RoundTrip, measure_round_trip
 from unclip.manipulate.variations import vary
 from unclip.models import load_models, origins_of, paths_of
 from unclip.prior.condition import PriorKind
+from unclip.roots import bring_config, bring_down, local_root
 from unclip.versions import in_use
 
 Picture = Image.Image | Path | str | np.ndarray | Tensor
@@ -53,7 +54,7 @@ ETA = 0.5  # of variations: as much is kept as changed
 
 
 def open(root: str | Path, *, prior: PriorChoice = "first", upsample: bool = True) -> "Unclip":
-    """The trained models of a root.
+    """The trained models of a root, which may be a folder or a URL (s3://bucket/folder).
 
     Args:
         prior: the first of those that the root's config names, one by its kind, or "none": the text embedding in place of
@@ -63,7 +64,8 @@ def open(root: str | Path, *, prior: PriorChoice = "first", upsample: bool = Tru
     Raises:
         UnclipError: the folder is no root, or a stage has not finished.
     """
-    remembered = Path(root) / RUN_CONFIG
+    bring_config(str(root))
+    remembered = local_root(str(root)) / RUN_CONFIG
     if not remembered.is_file():
         raise UnclipError(f"expected a root that `unclip run` made, with a {RUN_CONFIG}, got {root}")
     return opened(in_use(load_config(file=remembered, settings={"root": str(root)})), prior=prior, upsample=upsample)
@@ -79,7 +81,7 @@ def opened(config: RunConfig, *, prior: PriorChoice = "first", upsample: bool = 
     models, origins = load_models(config, kind), origins_of(config, kind)
     if not upsample:
         models, origins = dataclasses.replace(models, upsamplers=()), origins | {"upsampler": "none"}
-    return Unclip(models, config.generate, paths_of(config), origins)
+    return Unclip(models, config.generate, paths_of(config), origins, config.root)
 
 
 @dataclass(frozen=True)
@@ -91,12 +93,14 @@ class Unclip:
         config: how pictures are sampled; `with_settings` changes it.
         paths: the folders of the root.
         origins: which models they are, by a name and a digest of each.
+        root: the root's name as it was given, which may be a URL.
     """
 
     models: Models
     config: GenerateConfig
     paths: Paths
     origins: dict[str, str]
+    root: str
 
     def with_settings(self, **settings: Any) -> "Unclip":
         """The same models with other settings, such as `decoder_steps=50, guidance_scale=3.0`: the fields of GenerateConfig.
@@ -165,6 +169,7 @@ class Unclip:
         self, picture: Picture, pca: Sequence[int], *, caption: str = HIDDEN, steps: int = STEPS, guidance: float = GUIDANCE, seed: int = 0
     ) -> Drawn:
         """The picture from the first k principal components of its embedding, for each k, all from one noise of the seed."""
+        bring_down(self.root, ("embeddings",))
         components = components_of(self.paths.embeddings)
         return reconstruct_picture(self.models, as_picture(picture), components, self._inverse(steps, guidance, seed), pca=pca, caption=caption)
 

@@ -21,6 +21,7 @@ from unclip.evaluation.config import EvaluateConfig
 from unclip.evaluation.gate import NightConfig
 from unclip.files import UnclipError
 from unclip.generate import GenerateConfig
+from unclip.storage import check_root, is_url
 from unclip.training.clip import ClipConfig
 from unclip.training.decoder import DecoderStageConfig
 from unclip.training.prior import PriorConfig
@@ -33,7 +34,7 @@ class RunConfig:
     """Everything that a run is made of, one section a stage.
 
     Attributes:
-        root: the folder that holds all results of one data set.
+        root: the folder that holds all results of one data set, or its URL.
         world: the embedded data set to make and use as the source; none where `source.path` is given.
     """
 
@@ -58,6 +59,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.world is not None and self.source.path:
             raise ValueError(f"a run has one source: expected world or source.path, got world.name={self.world.name!r} and source.path={self.source.path!r}")
+        if is_url(self.root):
+            check_root(self.root)
         self.upsampler.check_sizes(decoder_size=self.decoder.network.unet.image_size, stored_size=self.download.image_size)
 
 

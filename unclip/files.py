@@ -8,19 +8,47 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 
 class UnclipError(Exception):
     """Something that the user can put right. The message says what was expected, what came and what to do."""
 
 
+class Follower(Protocol):
+    """Is told, in order, what happens to the files under a folder."""
+
+    def placed(self, path: Path) -> None:
+        """A file or folder stands there whole, under its final name."""
+
+    def removed(self, path: Path) -> None:
+        """A file or folder is gone."""
+
+
+_followers: list[tuple[Path, int, Follower]] = []  # the folder, and the process that follows: one that it forks does not
+
+
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def followed(root: Path, follower: Follower) -> Iterator[None]:
+    """Tells the follower of all that this process places and removes under a folder (absolute) until the block ends."""
+    entry = (root, os.getpid(), follower)
+    _followers.append(entry)
+    try:
+        yield
+    finally:
+        _followers.remove(entry)
+
+
+def _followers_of(path: Path) -> list[Follower]:
+    return [follower for root, process, follower in _followers if process == os.getpid() and path.is_relative_to(root)]
+
+
+@contextmanager
+def replacing(path: Path, *, quietly: bool = False) -> Iterator[Path]:
     """Yields a temporary path beside `path`; when the block ends well, what was written there takes the place of `path`.
 
     The file (or folder) is flushed to disk before it is renamed, so that a kill at any moment leaves the old one or the
-    new one. When the block raises, the temporary one is removed.
+    new one. When the block raises, the temporary one is removed. Followers are told, but `quietly`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -33,6 +61,8 @@ def replacing(path: Path) -> Iterator[Path]:
             remove(path)
         os.replace(aside, path)
         _flush(path.parent)
+        for follower in () if quietly else _followers_of(path):
+            follower.placed(path)
     finally:
         remove(aside)
 
@@ -45,12 +75,14 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-def remove(path: Path) -> None:
-    """Removes a file or a whole folder; nothing happens where there is none."""
+def remove(path: Path, *, quietly: bool = False) -> None:
+    """Removes a file or a whole folder; nothing happens where there is none. Followers are told, but `quietly`."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+    for follower in () if quietly else _followers_of(path):
+        follower.removed(path)
 
 
 def remove_leftovers(folder: Path) -> None:

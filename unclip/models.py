@@ -1,7 +1,5 @@
 """The trained models of a root, where they lie and what they are loaded on."""
 
-from pathlib import Path
-
 import torch
 
 from unclip.clip import load_clip
@@ -11,15 +9,18 @@ from unclip.decoder import load_decoder
 from unclip.generate import Models
 from unclip.layout import Paths, lay_out
 from unclip.prior.condition import PriorKind
+from unclip.roots import bring_down, local_root
 from unclip.training.prior import load_trained_prior
 from unclip.training.run import last_checkpoint
 from unclip.training.upsampler import load_trained_upsamplers
 
+MODEL_FOLDERS = ("clip", "prior", "decoder", "upsampler")
+
 
 def paths_of(config: RunConfig) -> Paths:
-    """The folders that a config names."""
+    """The folders that a config names; those of the working copy where the root is behind a URL (see roots.py)."""
     runs = {"prior": config.prior.run, "decoder": config.decoder.run, "upsampler": config.upsampler.run, "report": config.evaluate.run}
-    return lay_out(Path(config.root), clip=config.clip.name, **runs)
+    return lay_out(local_root(config.root), clip=config.clip.name, **runs)
 
 
 def device_of(config: RunConfig) -> str:
@@ -34,6 +35,7 @@ def load_models(config: RunConfig, prior: PriorKind | None) -> Models:
         UnclipError: a stage has not finished.
     """
     paths, device = paths_of(config), device_of(config)
+    bring_down(config.root, MODEL_FOLDERS)
     finished_manifest(paths.clip, "clip")
     chosen = None if prior is None else load_trained_prior(paths.prior, prior, device=device)
     decoder = load_decoder(last_checkpoint(paths.decoder, "decoder"), device=device)

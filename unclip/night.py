@@ -17,12 +17,13 @@ from unclip.data.cache import FOLDER as CACHE
 from unclip.data.manifest import finished_manifest, read_manifest
 from unclip.data.store import part_paths, rows_digest
 from unclip.evaluation.gate import NightConfig, Verdict, judge, numbers_of
-from unclip.files import UnclipError, exclusive, read_json, remove
+from unclip.files import UnclipError, read_json, remove
 from unclip.layout import Paths
 from unclip.models import paths_of
-from unclip.stages import STAGES, is_done
+from unclip.roots import bring_down, holding_run
+from unclip.stages import STAGES, bring_records, is_done
 from unclip.training.config import TrainingConfig
-from unclip.versions import RUN_LOCK, SECTIONS, TRAINED, Ledger, State, Version, config_of, now, read_ledger, sections_of, write_ledger
+from unclip.versions import SECTIONS, TRAINED, Ledger, State, Version, config_of, now, read_ledger, sections_of, write_ledger
 
 DATA = ("source", "download", "curate", "clip", "embed", "select", "index")
 REPORT = "report.json"
@@ -54,7 +55,7 @@ def only_run(config: RunConfig) -> Iterator[None]:
     Raises:
         UnclipError: another one is at work.
     """
-    with exclusive(paths_of(config).root, RUN_LOCK):
+    with holding_run(config.root):
         yield
 
 
@@ -64,6 +65,7 @@ def check(config: RunConfig) -> None:
     Raises:
         UnclipError: a folder was made with another config.
     """
+    bring_records(config)
     for name in DATA if read_ledger(paths_of(config).root).current else STAGES:
         is_done(name, config)
 
@@ -74,6 +76,7 @@ def is_idle(config: RunConfig) -> bool:
     Raises:
         UnclipError: a folder was made with another config.
     """
+    bring_records(config)
     if any(not is_done(name, config) for name in DATA):
         return False
     ledger = read_ledger(paths_of(config).root)
@@ -99,6 +102,7 @@ def begin(config: RunConfig) -> Night | None:
         UnclipError: a data stage has not finished.
     """
     paths = paths_of(config)
+    bring_down(config.root, ("embeddings",))
     root, ledger = paths.root, read_ledger(paths.root)
     finished_manifest(paths.selected, "select")
     data = _digest(paths)
@@ -196,7 +200,9 @@ def _wants_more(config: RunConfig, ledger: Ledger, current: Version) -> bool:
     """Whether the config asks for more of models that go by it: another kind of prior, more steps, another measurement."""
     if current.parent or current != ledger.versions[-1]:
         return False
-    return any(not is_done(name, config_of(config, current)) for name in (*SECTIONS, "evaluate"))
+    theirs = config_of(config, current)
+    bring_records(theirs)
+    return any(not is_done(name, theirs) for name in (*SECTIONS, "evaluate"))
 
 
 def _put(root: Path, ledger: Ledger, version: Version) -> tuple[Ledger, Version]:

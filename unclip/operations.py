@@ -14,9 +14,10 @@ from unclip.data.source import GONE_TABLE
 from unclip.data.takedown import Takedown, erase, links_of, marked_rows
 from unclip.data.verify import Fault, discard, verify
 from unclip.evaluation.duplicates import SHEET
-from unclip.files import UnclipError, exclusive, remove
+from unclip.files import UnclipError, remove
 from unclip.layout import SELECTED, Paths
 from unclip.models import device_of, load_models, paths_of
+from unclip.roots import bring_down, holding
 from unclip.stages import STAGES, evaluate_section, is_done
 from unclip.training.prior import trained_priors
 from unclip.training.upsampler import load_trained_upsamplers
@@ -29,7 +30,7 @@ def verify_data(config: RunConfig) -> list[Fault]:
         UnclipError: a stage has not finished, or another run holds the root.
     """
     paths = paths_of(config)
-    with exclusive(paths.root):
+    with holding(config.root, check=False):  # what is broken up there is to be found
         return verify(paths.shards, paths.embeddings, paths.clip)
 
 
@@ -40,7 +41,7 @@ def repair_data(config: RunConfig) -> list[Fault]:
         UnclipError: a stage has not finished, another run holds the root, or a fault is still there afterwards.
     """
     paths = paths_of(config)
-    with exclusive(paths.root):
+    with holding(config.root, check=False):
         faults = verify(paths.shards, paths.embeddings, paths.clip)
         discard(faults, paths.shards, paths.embeddings)
         at_fault = {fault.stage for fault in faults}
@@ -69,7 +70,7 @@ def remove_data(config: RunConfig, *, keys: Sequence[str], urls: Sequence[str]) 
         UnclipError: the source stage has not finished, a key is unknown, a link is none; or another run holds the root.
     """
     paths = paths_of(config)
-    with exclusive(paths.root):
+    with holding(config.root):
         finished_manifest(paths.source, "source")
         links = links_of(paths.source, keys, urls)
         before = read_marks(paths.root)
@@ -103,7 +104,10 @@ def take_down_gone(config: RunConfig) -> Takedown | None:
         UnclipError: another run holds the root.
     """
     gone = paths_of(config).source / GONE_TABLE
-    if not (config.source.follow_removals and gone.is_file()):
+    if not config.source.follow_removals:
+        return None
+    bring_down(config.root, ("source",))
+    if not gone.is_file():
         return None
     done, _ = remove_data(config, keys=(), urls=pq.read_table(gone)["url"].to_pylist())
     remove(gone)  # only now: a kill before does it again, and finds it done
@@ -141,7 +145,7 @@ def measure_priors(config: RunConfig) -> dict[str, Any]:
     from unclip.evaluation.prior_report import evaluate_priors
 
     paths, device = paths_of(config), device_of(config)
-    with exclusive(paths.root):
+    with holding(config.root):
         finished_manifest(paths.clip, "clip")
         priors = trained_priors(paths.prior, device=device)
         return evaluate_priors(paths, load_clip(paths.clip, device=device), priors, evaluate_section(config))
@@ -159,7 +163,7 @@ def measure_upsamplers(config: RunConfig, *, num: int, generated: bool) -> dict[
     from unclip.evaluation.upsampler import evaluate_upsamplers
 
     paths, low_size = paths_of(config), config.decoder.network.unet.image_size
-    with exclusive(paths.root):
+    with holding(config.root):
         upsamplers = load_trained_upsamplers(paths.upsampler, config.upsampler, device=device_of(config))
         models = load_models(config, config.prior.kinds[0]) if generated else None
         return evaluate_upsamplers(paths, upsamplers, models, evaluate_section(config), low_size=low_size, num=num)

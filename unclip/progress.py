@@ -30,7 +30,7 @@ class Bar:
         self._started = self._spoken = time.monotonic()
         self._note = ""
         self._is_silent = is_silent
-        self._task = bar.add_task(description, total=total, completed=done, unit=unit, note="") if bar else None
+        self._task = bar.add_task(description, total=total or None, completed=done, unit=unit, note="") if bar else None
 
     def advance(self, steps: int = 1, *, note: str | None = None) -> None:
         """Counts steps done."""
@@ -46,7 +46,8 @@ class Bar:
         rate = (self._done - self._first) / max(self._spoken - self._started, 1e-9)
         left = f", {(self._total - self._done) / rate:,.0f} s left" if rate and self._done < self._total else ""
         note = f" ({self._note})" if self._note else ""
-        print(f"{self._description}: {self._done:,}/{self._total:,}, {rate:,.1f} {self._unit}/s{left}{note}", file=sys.stderr, flush=True)
+        of = f"/{self._total:,}" if self._total or not self._done else ""  # a total of 0 is not known beforehand
+        print(f"{self._description}: {self._done:,}{of}, {rate:,.1f} {self._unit}/s{left}{note}", file=sys.stderr, flush=True)
 
     def end(self) -> None:
         """Says the last line where there is no bar to keep standing."""

@@ -7,19 +7,21 @@ from pathlib import Path
 
 from unclip.config import RunConfig
 from unclip.data.again import rows_to_try_again
+from unclip.data.clusters import CLUSTERS
 from unclip.data.curate import curate, curate_inputs
 from unclip.data.download import download, download_inputs
 from unclip.data.embed import embed, embed_inputs
 from unclip.data.index import build_index, index_inputs
-from unclip.data.manifest import Manifest, finished_manifest, is_current
-from unclip.data.marks import read_marks
+from unclip.data.manifest import MANIFEST, Manifest, finished_manifest, is_current
+from unclip.data.marks import REMOVED, read_marks
 from unclip.data.select import select, select_inputs
 from unclip.data.source import TABLE, SourceConfig, build_source, source_inputs
 from unclip.evaluation.config import EvaluateSection, evaluate_inputs
-from unclip.evaluation.duplicates import draw_clusters, is_drawn
-from unclip.files import UnclipError, exclusive
+from unclip.evaluation.duplicates import SHEET, draw_clusters, is_drawn
+from unclip.files import UnclipError
 from unclip.layout import Paths
 from unclip.models import device_of, load_models, paths_of
+from unclip.roots import bring_down, holding
 from unclip.training.clip import clip_inputs, clip_is_trained, make_or_import_clip
 from unclip.training.decoder import decoder_inputs, decoder_is_trained, train_decoder
 from unclip.training.prior import family_of, prior_inputs, priors_are_current, train_priors, trained_priors
@@ -192,14 +194,30 @@ STAGES: Mapping[str, Stage] = {
 }
 
 
+# the folders right under a root that a stage reads or writes, which is what is brought down where the root is behind a URL
+NEEDS: Mapping[str, tuple[str, ...]] = {
+    "source": ("world", "source"),
+    "download": ("world", "source", "shards"),
+    "curate": ("source", "shards"),
+    "clip": ("shards", "clip"),
+    "embed": ("shards", "clip", "embeddings"),
+    "select": ("shards", "embeddings"),
+    "index": ("embeddings", "index"),
+    "prior": ("clip", "embeddings", "prior"),
+    "decoder": ("shards", "embeddings", "decoder"),
+    "upsampler": ("shards", "embeddings", "upsampler"),
+    "evaluate": ("world", "source", "shards", "clip", "embeddings", "index", "prior", "decoder", "upsampler", "report"),
+}
+
+
 def run_stage(name: str, config: RunConfig) -> tuple[Manifest, bool]:
     """Runs one stage where it has anything to do, holding the root. Returns its manifest, and whether it worked.
 
     Raises:
-        UnclipError: see the stage; or another run holds the root.
+        UnclipError: see the stage; or another run, here or on another machine, holds the root.
     """
     stage, paths = STAGES[name], paths_of(config)
-    with exclusive(paths.root, shared=name == "embed" and config.embed.shared):
+    with holding(config.root, (REMOVED, *NEEDS[name]), shared=name == "embed" and config.embed.shared):
         if is_done(name, config):
             return result_of(name, config), False
         stage.inputs(config, paths)  # a stage that comes before its turn says so before it begins
@@ -235,10 +253,21 @@ def is_done(name: str, config: RunConfig) -> bool:
     return is_current(folder, name, stage.section(config), inputs) and stage.parts_done(config, paths)
 
 
+def bring_records(config: RunConfig) -> None:
+    """Of a root behind a URL, brings down what `is_done` goes by, and the report; nothing where the root is a folder."""
+    paths = paths_of(config)
+    folders = [stage.folder(paths) for stage in STAGES.values()]
+    folders += [paths.prior / kind for kind in config.prior.kinds] + [paths.upsampler / place for place in config.upsampler.wanted]
+    names = [(folder / MANIFEST).relative_to(paths.root).as_posix() for folder in folders]
+    names += [(paths.selected / file).relative_to(paths.root).as_posix() for file in (SHEET, CLUSTERS)]
+    bring_down(config.root, (REMOVED, "world", "report", *names))
+
+
 def pending(config: RunConfig) -> list[str]:
     """The stages that have anything to do: the first that is not done, and all after it that depend on it.
 
     Raises:
         UnclipError: a folder was made with another config.
     """
+    bring_records(config)
     return [name for name in STAGES if not is_done(name, config)]

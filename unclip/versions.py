@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from unclip.config import RunConfig, as_dict, check_config, load_config
-from unclip.files import UnclipError, exclusive, read_json, write_json
+from unclip.files import UnclipError, read_json, write_json
 from unclip.layout import RUN_CONFIG
 from unclip.models import paths_of
+from unclip.roots import holding_run, local_root
 
 LEDGER = "versions.json"
-RUN_LOCK = ".run.lock"  # held by a run over all stages
 SECTIONS = ("prior", "decoder", "upsampler")  # of the config, that a version has of its own
 TRAINED = ("prior", "decoder")  # the stages that a night goes on with
 
@@ -169,14 +169,15 @@ def adopt(config: RunConfig, name: str) -> bool:
     return True
 
 
-def put_to_use(root: Path, name: str) -> str:
+def put_to_use(root: str, name: str) -> str:
     """Puts a version to use that was judged before, whatever was said of it then; returns the name of the one that was in use.
 
     Raises:
         UnclipError: there is none of this name, its training has not ended, its folders are gone, it is in use, or a run is at work.
     """
-    with exclusive(root, RUN_LOCK):
-        ledger = read_ledger(root)
+    with holding_run(root):
+        folder = local_root(root)
+        ledger = read_ledger(folder)
         version = ledger.version(name)
         before = "" if ledger.current is None else ledger.current.name
         if before == name:
@@ -184,24 +185,25 @@ def put_to_use(root: Path, name: str) -> str:
         if version.removed or version.state not in ("used", "refused"):
             state = "were removed to save space" if version.removed else "have not come to their end" if version.state == "open" else "were abandoned"
             raise UnclipError(f"the models of {name} {state}; `unclip runs --root {root}` shows which can be used")
-        write_ledger(root, ledger.with_version(dataclasses.replace(version, state="used", why="put to use by hand")).using(name))
+        write_ledger(folder, ledger.with_version(dataclasses.replace(version, state="used", why="put to use by hand")).using(name))
     return before
 
 
-def roll_back(root: Path) -> tuple[str, str]:
+def roll_back(root: str) -> tuple[str, str]:
     """Puts to use what was in use before; returns the names of the version that is left, which counts as refused, and of that one.
 
     Raises:
         UnclipError: there is none that is still there, or a run is at work.
     """
-    with exclusive(root, RUN_LOCK):
-        ledger = read_ledger(root)
+    with holding_run(root):
+        folder = local_root(root)
+        ledger = read_ledger(folder)
         current = ledger.current
         earlier = [place for place, name in enumerate(ledger.used) if current is not None and name != current.name and not ledger.version(name).removed]
         if current is None or not earlier:
             raise UnclipError(f"expected models that were in use before those of today, but there are none; `unclip runs --root {root}` shows what there is")
         left = dataclasses.replace(current, state="refused", why="rolled back by hand")
-        write_ledger(root, dataclasses.replace(ledger.with_version(left), used=ledger.used[: earlier[-1] + 1]))
+        write_ledger(folder, dataclasses.replace(ledger.with_version(left), used=ledger.used[: earlier[-1] + 1]))
         return left.name, ledger.used[earlier[-1]]
 
 

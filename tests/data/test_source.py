@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tests.data.faults import image_bytes
 from unclip.data.contracts import REASONS, REJECTED, SOURCE, read_table
+from unclip.data.folder import served_folder
 from unclip.data.links import RefusedError, cleaned_url, is_private_name, is_public
 from unclip.data.manifest import Manifest
 from unclip.data.serve import serving
@@ -224,9 +225,10 @@ def test_a_world_is_a_folder_whose_links_lead_to_its_pictures(tmp_path: Path) ->
     config = SourceConfig(path=str(tmp_path / "world"))
     manifest = build_source(tmp_path / "out", config)
     assert manifest.counts["splits"] == {"heldout-pair": 2, "heldout-scene": 2, "train": 5}
-    record = json.loads((tmp_path / "out/serve.json").read_text())
-    first = table(tmp_path / "out")[0]
-    with serving(Path(record["folder"]), record["port"]), urlopen(first["url"]) as answer:
+    assert json.loads((tmp_path / "out/serve.json").read_text())["folder"] == "../world"  # a root may be moved
+    served, first = served_folder(tmp_path / "out"), table(tmp_path / "out")[0]
+    assert served is not None
+    with serving(*served), urlopen(first["url"]) as answer:
         assert answer.read() == (tmp_path / "world/images/train-000000.png").read_bytes()
 
 
@@ -301,3 +303,36 @@ def test_a_header_that_holds_lines_is_still_one_line_of_error(tmp_path: Path) ->
     with pytest.raises(UnclipError, match="has no column 'url'") as caught:
         build_source(tmp_path / "source", SourceConfig(path=str(tmp_path / "links.csv")))
     assert "\n" not in str(caught.value)
+
+
+def test_several_tables_are_one_in_the_order_of_their_names_and_a_new_file_is_new_rows(tmp_path: Path) -> None:
+    lists, out = tmp_path / "lists", tmp_path / "out"
+    lists.mkdir()
+    (lists / "b.csv").write_text("url,caption\nhttp://a.example/3.png,three\nhttp://a.example/1.png,one\n")
+    (lists / "a.csv").write_text("caption,url\none,http://a.example/1.png\ntwo,http://a.example/2.png\n")
+    (lists / "sub.csv").mkdir()
+    config = SourceConfig(path=str(lists / "*.csv"), shard_size=2)
+    first = build_source(out, config)
+    assert [row["caption"] for row in table(out)] == ["one", "two", "three"]
+    assert (first.counts["rows_in"], rejected(out)) == (4, {3: "duplicate url and caption"})
+    assert build_source(out, config) == first
+    (lists / "aa.csv").write_text("url,caption\nhttp://a.example/4.png,four\nhttp://a.example/2.png,two\n")
+    grown = build_source(out, config)
+    assert [(row["caption"], row["shard"]) for row in table(out)] == [("one", 0), ("two", 0), ("three", 1), ("four", 2)]
+    assert (grown.counts["new"], grown.counts["gone"]) == (1, 0)
+
+
+def test_a_pattern_that_fits_nothing_or_something_else_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(b"zip")
+    (tmp_path / "[1].csv").write_text("url,caption\nhttp://a.example/1.png,one\n")
+    with pytest.raises(UnclipError, match="no file fits that pattern"):
+        source_inputs(SourceConfig(path=str(tmp_path / "*.tsv")))
+    with pytest.raises(UnclipError, match="expected a table that ends in .*, got a.zip"):
+        source_inputs(SourceConfig(path=str(tmp_path / "*")))
+    assert source_inputs(SourceConfig(path=str(tmp_path / "[1].csv")))  # a name that looks like a pattern, and is there
+
+
+@pytest.mark.parametrize("path", ["s3://key:secret@bucket/a.csv", "file:///data/a.csv"])
+def test_a_url_that_a_root_should_not_remember_is_no_config(path: str) -> None:
+    with pytest.raises(UnclipError, match="holds credentials|give the path"):
+        SourceConfig(path=path)

@@ -8,6 +8,7 @@ from rich.markup import escape
 
 from unclip.cli.app import USE, app, console
 from unclip.cli.options import ConfigFile, Preset, Root, resolve
+from unclip.roots import bring_down, holding
 
 
 @app.command(group=USE)
@@ -27,9 +28,11 @@ def export(
         One of them, or all that have been trained.
     """
     from unclip.exchange.exported import MODEL_NAMES, PAGE, export_models
-    from unclip.models import paths_of
+    from unclip.models import MODEL_FOLDERS, paths_of
 
-    exported = export_models(paths_of(resolve(root=root)), out, MODEL_NAMES if model == "all" else (model,))
+    config = resolve(root=root)
+    bring_down(config.root, MODEL_FOLDERS)
+    exported = export_models(paths_of(config), out, MODEL_NAMES if model == "all" else (model,))
     for name, reason in exported.left_out.items():
         console.print(f"left out: {name} ({reason})", highlight=False, markup=False)
     console.print(f"written: {', '.join(exported.components)}\nhow to use them: [bold]{escape(str(out / PAGE))}[/]", highlight=False)
@@ -54,8 +57,9 @@ def import_(
     from unclip.versions import adopt, remember
 
     imported = import_models(resolve(preset, config, root), paths_of, folder, format, run)
-    if not adopt(imported.config, run):
-        remember(imported.config)
+    with holding(imported.config.root, ()):  # which puts it up, where the root is behind a URL
+        if not adopt(imported.config, run):
+            remember(imported.config)
     for name in imported.left_out:
         console.print(f"left out: {name} (an upsampler of unclip is one network for all steps)", highlight=False)
     runs = "\n  ".join(str(run) for run in imported.runs)

@@ -8,6 +8,7 @@ from cyclopts import Parameter
 
 from unclip.files import UnclipError
 from unclip.layout import RUN_CONFIG
+from unclip.roots import bring_config, local_root
 
 if TYPE_CHECKING:
     from unclip.config import RunConfig
@@ -22,8 +23,14 @@ Preset = Annotated[
     ),
 ]
 ConfigFile = Annotated[Path | None, Parameter(name="--config", help="A TOML (or JSON) file of settings, over the preset.")]
-Root = Annotated[str, Parameter(help="The folder of the data set; it remembers its config, so that later commands need no other option.")]
-Source = Annotated[str, Parameter(help="A table of links and captions (.parquet, .csv, .tsv, .jsonl) or a folder of captioned images.")]
+Root = Annotated[str, Parameter(help="The folder of the data set, or its URL (s3://bucket/folder); it remembers its config for later commands.")]
+Source = Annotated[
+    str,
+    Parameter(
+        help="A table of links and captions (.parquet, .csv, .tsv, .jsonl), several by a quoted pattern ('lists/*.csv'), "
+        "either also by URL (s3://bucket/links/*.parquet); or a folder of captioned images."
+    ),
+]
 Column = Annotated[str, Parameter(help="The column's name in the source table.")]
 DryRun = Annotated[bool, Parameter(negative=(), help="Show the resolved config and what would be done, and do nothing.")]
 
@@ -59,7 +66,8 @@ def resolve(
     from unclip.config import changed, load_config
     from unclip.versions import in_use as with_version_in_use
 
-    remembered = Path(root or "") / RUN_CONFIG
+    bring_config(root)
+    remembered = local_root(root) / RUN_CONFIG
     remembers = bool(root) and not preset and file is None and remembered.is_file()
     if remembers:
         file = remembered

@@ -1,7 +1,6 @@
 """The commands that look at the versions of a root's models, and choose among them by hand."""
 
 from datetime import UTC, datetime
-from pathlib import Path
 
 from cyclopts import Group
 from rich.box import SIMPLE
@@ -10,6 +9,7 @@ from rich.text import Text
 
 from unclip.cli.app import app, console
 from unclip.cli.options import Root
+from unclip.roots import bring_config, local_root
 
 VERSIONS = Group("Versions of the models", sort_key=4)
 COLUMNS = {"pictures": "pictures", "binding": "binding", "prior_recall_at_10": "recall@10"}
@@ -22,7 +22,8 @@ def runs(*, root: Root) -> None:
     """Show the versions of the models: what each went on from, its numbers, whether it is in use, and why."""
     from unclip.versions import read_ledger
 
-    ledger = read_ledger(Path(root))
+    bring_config(root)
+    ledger = read_ledger(local_root(root))
     if not ledger.versions:
         console.print(f"{root} has no version yet; `unclip run` makes the first", highlight=False)
         return
@@ -50,7 +51,7 @@ def promote(name: str, /, *, root: Root) -> None:
     """
     from unclip.versions import put_to_use
 
-    before = put_to_use(Path(root), name)
+    before = put_to_use(root, name)
     console.print(f"{name} is in use{f', in the place of {before}' if before else ''}", highlight=False)
 
 
@@ -59,5 +60,5 @@ def rollback(*, root: Root) -> None:
     """Go back to the models that were in use before those of today."""
     from unclip.versions import roll_back
 
-    left, used = roll_back(Path(root))
+    left, used = roll_back(root)
     console.print(f"{used} is in use again, in the place of {left}; `unclip promote {left}` would bring that back", highlight=False)

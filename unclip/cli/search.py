@@ -12,6 +12,7 @@ from unclip.cli.app import USE, app, console
 from unclip.cli.options import Root, resolve
 from unclip.files import UnclipError
 from unclip.printable import printable
+from unclip.roots import bring_down
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -58,6 +59,7 @@ def search(
     if out.suffix not in (".png", ".parquet", ".csv"):
         raise UnclipError(f"--out must end in .png, .parquet or .csv, got {out.name}")
     config = resolve(root=root)
+    bring_down(config.root, ("index", "clip", "embeddings", "shards"))
     index = open_index(paths_of(config).index)
     batch = _queries(config, text, image, key, file, column)
     hits = find(index, batch.queries, k, where=where)

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 def _show_plan(config: "RunConfig") -> None:
     from unclip.config import as_dict
     from unclip.models import paths_of
-    from unclip.stages import STAGES, is_done
+    from unclip.stages import STAGES, bring_records, is_done
 
+    bring_records(config)
     console.print_json(data=as_dict(config))
     table = Table("stage", "would be", "folder", "what it does", title="Nothing was done; this would be:", title_justify="left")
     for name, stage in STAGES.items():
@@ -56,6 +57,7 @@ def run(
     if dry_run:
         _show_plan(resolved)
         return
+    from unclip.models import paths_of
     from unclip.night import is_idle, only_run
     from unclip.versions import in_use
 
@@ -66,7 +68,7 @@ def run(
 
         with only_run(resolved):  # a second run is refused before it starts a server; the flow holds the root again
             pass
-        prepare(Path(resolved.root))
+        prepare(paths_of(resolved).root)
         from flows.everything import everything
 
         everything(resolved)

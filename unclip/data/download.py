@@ -13,14 +13,14 @@ from typing import Any, Literal
 
 from unclip.data.batch import Fetched, evenly, fetch
 from unclip.data.contracts import SOURCE, iter_rows, part_name
-from unclip.data.folder import SERVE
+from unclip.data.folder import served_folder
 from unclip.data.manifest import Manifest, Part, Stage, finished_manifest, identity, is_current, runtime, sum_counts
 from unclip.data.pack import write_shard
 from unclip.data.rounds import Links, Patience, fetched_shards
 from unclip.data.serve import HOST, serving
 from unclip.data.source import STAGE as SOURCE_STAGE
 from unclip.data.source import TABLE
-from unclip.files import UnclipError, fingerprint, read_json, remove_leftovers
+from unclip.files import UnclipError, fingerprint, remove_leftovers
 from unclip.progress import Bar, progress
 
 STAGE = "download"
@@ -158,11 +158,10 @@ def _refuse_missing_distributor(name: str) -> None:
 
 def _serve(source: Path, stack: ExitStack) -> list[str]:
     """Serves the folder that the source was made from, if it was one; the "host:port" that may be followed for it."""
-    if not (source / SERVE).exists():
+    if (served := served_folder(source)) is None:
         return []
-    record = read_json(source / SERVE)
-    stack.enter_context(serving(Path(record["folder"]), int(record["port"])))
-    return [f"{HOST}:{record['port']}"]
+    stack.enter_context(serving(*served))
+    return [f"{HOST}:{served[1]}"]
 
 
 class _Rounds:

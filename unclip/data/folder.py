@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -12,7 +13,7 @@ from unclip.data.serve import HOST, file_below
 from unclip.data.tables import READERS, Row, count_rows, read_rows
 from unclip.files import UnclipError, read_json, write_json
 
-SERVE = "serve.json"  # {"folder": where the images are, "port": where `download` serves them}
+SERVE = "serve.json"  # {"folder": where the images are, as seen from here where it lies under the same root, "port": where `download` serves them}
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 FILE_COLUMN, CAPTION_COLUMN, SPLIT_COLUMN = "file", "caption", "split"  # of a folder's captions table
 PORTS = range(20_000, 32_000)  # below the ports that systems lend to outgoing connections
@@ -80,8 +81,17 @@ def _base_url(out: Path, folder: Path) -> str:
     """The address at which `download` will serve the folder; its port is chosen once, so that links and ids stay."""
     path = out / SERVE
     port = int(read_json(path)["port"]) if path.exists() else _free_port(folder)
-    write_json(path, {"folder": str(folder), "port": port})
+    inside = folder.is_relative_to(out.absolute().parent)  # a root may be moved, and its world with it
+    write_json(path, {"folder": os.path.relpath(folder, out.absolute()) if inside else str(folder), "port": port})
     return f"http://{HOST}:{port}"
+
+
+def served_folder(out: Path) -> tuple[Path, int] | None:
+    """The folder that a source was made from, and the port that it is served on; None for a table of links."""
+    if not (out / SERVE).exists():
+        return None
+    record = read_json(out / SERVE)
+    return Path(os.path.normpath(out.absolute() / record["folder"])), int(record["port"])
 
 
 def _free_port(folder: Path) -> int:

@@ -20,14 +20,17 @@ from unclip.data.contracts import REJECTED, SOURCE, Reason, iter_rows
 from unclip.data.extras import EXTRAS, as_text, extras_row, extras_schema, known_extras
 from unclip.data.folder import BY_HASH, ServedLink, folder_rows, visible_files
 from unclip.data.links import RefusedError, cleaned_url
+from unclip.data.lists import Tables, find_source
 from unclip.data.manifest import MANIFEST, Manifest, Stage, finished_manifest, is_current, read_manifest, runtime
 from unclip.data.marks import ID_DIGITS, NO_MARKS, Ids, Marks, link_hash
-from unclip.data.tables import Row, count_rows, read_rows
-from unclip.files import UnclipError, fingerprint, remove, remove_leftovers, replacing, sha256_file
+from unclip.data.tables import Row
+from unclip.files import UnclipError, fingerprint, remove, remove_leftovers, replacing
 from unclip.progress import progress
+from unclip.storage import check_url, is_url
 
 STAGE = "source"
 TABLE, REJECTED_TABLE = "table.parquet", "rejected.parquet"
+SCRATCH = ".brought.tmp"  # where tables behind a URL are read
 GONE_TABLE = "gone.parquet"  # links that are to be taken down, until they are
 TRAIN, HELDOUT = "train", "heldout"
 MAX_SHARD_SIZE = 100_000  # a row's number in its shard is five digits of its key
@@ -39,6 +42,9 @@ SHOWN = 200  # characters of a rejected value that are kept
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
     """What the data is made from: a table (.parquet, .csv, .tsv, .jsonl) or a folder of captioned images.
+
+    Several tables are named by a pattern (lists/*.csv), and either may be behind a URL (s3://bucket/links/*.parquet); they are
+    read as one table in the order of their names, and a new file's rows are new rows.
 
     A folder holds `captions.parquet` (or .csv, .tsv, .jsonl) with the columns file, caption and, if it likes, split; or
     a text file beside each image.
@@ -61,6 +67,8 @@ class SourceConfig:
             raise ValueError(f"heldout_fraction must be in [0, 1), got {self.heldout_fraction}")
         if not 1 <= self.shard_size <= MAX_SHARD_SIZE:
             raise ValueError(f"shard_size must be in [1, {MAX_SHARD_SIZE}], got {self.shard_size}")
+        if is_url(self.path):
+            check_url(self.path)  # before a root remembers what should not be in it
         if not self.url_column or not self.caption_column:
             raise ValueError("url_column and source.caption_column must name a column, got an empty name")
         if len({*self.keep_columns}) < len(self.keep_columns) or "" in self.keep_columns:
@@ -68,18 +76,19 @@ class SourceConfig:
 
 
 def source_inputs(config: SourceConfig, removed: Marks = NO_MARKS, again: frozenset[str] = NONE) -> dict[str, str]:
-    """A digest of what the stage would read: the bytes of a table; the names, sizes and times of a folder's files; what was removed.
+    """A digest of what the stage would read: the bytes of tables, behind a URL their names, sizes and tags; the names, sizes
+    and times of a folder's files; what was removed.
 
     Rows that are to be tried again (their ids) are an input until they have their place.
 
     Raises:
         UnclipError: the path is not there, or nothing of the kind that this stage reads.
     """
-    path = _existing(config)
+    path = _named(config)
     more = removed.inputs() | ({"again": fingerprint(sorted(again))} if again else {})
-    if path.is_file():
-        count_rows(path)
-        return {"table": sha256_file(path)} | more
+    if isinstance(path, Tables):
+        path.count()
+        return path.inputs() | more
     entries = []
     for file in visible_files(path):
         state = file.stat()
@@ -114,18 +123,15 @@ def build_source(out: Path, config: SourceConfig, removed: Marks = NO_MARKS, aga
     return stage.finish(counts=counts, digest=digest)
 
 
-def _existing(config: SourceConfig) -> Path:
+def _named(config: SourceConfig) -> Path | Tables:
     if not config.path:
         raise UnclipError("source.path is empty; set it to a table of links and captions or to a folder of captioned images")
-    path = Path(config.path).expanduser().absolute()
-    if not path.exists():
-        raise UnclipError(f"source.path is {config.path}, but there is no such file or folder")
-    return path
+    return find_source(config.path)
 
 
 def _build(out: Path, config: SourceConfig, removed: Marks, again: frozenset[str]) -> tuple[dict[str, object], str, frozenset[str]]:
-    path = _existing(config)
-    given, total = _folder_rows(out, path, config) if path.is_dir() else _table_rows(path, config)
+    path = _named(config)
+    given, total = _table_rows(out, path, config) if isinstance(path, Tables) else _folder_rows(out, path, config)
     reasons: Counter[str] = Counter()
     rows_in = 0
     with (
@@ -220,12 +226,12 @@ def _folder_rows(out: Path, folder: Path, config: SourceConfig) -> tuple[Iterato
     return folder_rows(out, folder, caption_column=config.caption_column, split_column=config.split_column)
 
 
-def _table_rows(path: Path, config: SourceConfig) -> tuple[Iterator[Row], int]:
-    columns = [config.url_column, config.caption_column]
+def _table_rows(out: Path, tables: Tables, config: SourceConfig) -> tuple[Iterator[Row], int]:
+    columns, scratch = [config.url_column, config.caption_column], out / SCRATCH
     if config.split_column:
-        return read_rows(path, [*columns, config.split_column, *config.keep_columns]), count_rows(path)
-    rows = read_rows(path, [*columns, *config.keep_columns])
-    return (Row((*row.values[:2], BY_HASH, *row.values[2:]), row.problem) for row in rows), count_rows(path)
+        return tables.rows([*columns, config.split_column, *config.keep_columns], scratch), tables.count()
+    rows = tables.rows([*columns, *config.keep_columns], scratch)
+    return (Row((*row.values[:2], BY_HASH, *row.values[2:]), row.problem) for row in rows), tables.count()
 
 
 class RowWriter:

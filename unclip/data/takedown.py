@@ -23,7 +23,7 @@ from unclip.data.contracts import REJECTED, SHARD, SOURCE, iter_rows, read_table
 from unclip.data.download import SCRATCH, shard_files, shard_origin, source_shards
 from unclip.data.embed import part_origin, write_part
 from unclip.data.extras import EXTRAS, known_extras
-from unclip.data.folder import SERVE
+from unclip.data.folder import served_folder
 from unclip.data.links import RefusedError, cleaned_url
 from unclip.data.manifest import Part, parts_digest, read_manifest, read_part, restate, sum_counts, write_part_record
 from unclip.data.marks import Marks
@@ -257,10 +257,10 @@ def _clear_source(source: Path, marks: Marks, links: Sequence[str], world: Path)
 
 def _clear_world(source: Path, marks: Marks, world: Path) -> None:
     """A world lies under the root, and so its pictures are ours to remove; those of a folder of the user's are the user's."""
-    served = read_json(source / SERVE) if (source / SERVE).exists() else {"folder": ""}
-    if not world.is_dir() or Path(served["folder"]) != world.absolute():
+    served = served_folder(source)
+    if served is None or not world.is_dir() or served[0] != world.absolute():
         return
-    base, root = f"http://{HOST}:{served['port']}/", world.resolve()
+    base, root = f"http://{HOST}:{served[1]}/", world.resolve()
     links = (row["url"] for row in iter_rows(source / TABLE, SOURCE) if row["url"] in marks and row["url"].startswith(base))
     files = [file for link in links if (file := file_below(root, urlsplit(link).path)) is not None]  # never one outside of the world
     captions = pq.read_table(world / "captions.parquet")

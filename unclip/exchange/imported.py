@@ -16,8 +16,9 @@ from unclip.exchange import upsampler as upsamplers
 from unclip.exchange.exported import clip_facts, read_facts
 from unclip.exchange.found import Format, Found, read_diffusers, read_karlo
 from unclip.exchange.links import State
-from unclip.files import UnclipError, exclusive, fingerprint
+from unclip.files import UnclipError, fingerprint
 from unclip.layout import Paths
+from unclip.roots import bring_down, holding
 from unclip.training.prior import family_of, section_of
 from unclip.training.upsampler import UpsamplerFamily
 
@@ -49,6 +50,7 @@ def import_models(config: RunConfig, paths: Callable[[RunConfig], Paths], folder
         UnclipError: the root has no CLIP, or another than the models belong to; runs of this name hold something else; or
             the models can't be read.
     """
+    bring_down(config.root, ("clip",))
     clip_folder = paths(config).clip
     facts = clip_facts(clip_folder)
     _require_clip(folder, facts, clip_folder)
@@ -60,7 +62,7 @@ def import_models(config: RunConfig, paths: Callable[[RunConfig], Paths], folder
                 f" that of the root ({clip_folder}) has {facts['emb_width']} and {facts['text_width']}"
             )
     using = _config_for(config, found, run)
-    with exclusive(Path(config.root)):
+    with holding(config.root, ("clip", "prior", "decoder", "upsampler")):
         if found.hides_with_empty:
             _hide_with_empty(found, clip_folder)
         runs = _write_runs(using, paths(using), found)
