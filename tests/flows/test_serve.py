@@ -86,7 +86,7 @@ def serving(folder: Path, deployments: list[dict[str, Any]], **environment: str)
             cwd=REPOSITORY, env=clean_environment(PREFECT_RUNNER_POLL_FREQUENCY="1", **environment), stdout=out, stderr=out, text=True, start_new_session=True,
         )  # fmt: skip
     try:
-        wait_for("deployments", lambda: process.poll() is not None or "to run one now" in said.read_text(), 120)
+        wait_for("deployments", lambda: process.poll() is not None or "to run one now" in said.read_text(), 240)
         assert process.poll() is None, said.read_text()
         settings = {PREFECT_API_URL: f"http://127.0.0.1:{port}/api", PREFECT_API_AUTH_STRING: (home_of(root) / CREDENTIAL).read_text()}
         with temporary_settings(settings), get_client(sync_client=True) as client:

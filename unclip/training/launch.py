@@ -4,6 +4,8 @@ import ipaddress
 import logging
 import socket
 import sys
+import time
+import traceback
 from collections.abc import Sequence
 
 from torch.distributed.elastic.multiprocessing import SignalException
@@ -12,10 +14,12 @@ from torch.distributed.elastic.rendezvous import RendezvousClosedError, Rendezvo
 from torch.distributed.run import get_args_parser, run
 
 from unclip.files import UnclipError, fingerprint
-from unclip.training.processes import INTERRUPTED
+from unclip.training.processes import INTERRUPTED, LOST, SPEAK_FIRST_SECONDS
 from unclip.training.together import Together
 
 LEADER = 0
+SECONDS_AFTER_STOP = 2.0  # all end after the same step
+SECONDS_AFTER_FAILURE = SPEAK_FIRST_SECONDS + 3.0
 
 
 def launch(arguments: Sequence[str], processes: Together) -> int:
@@ -32,19 +36,35 @@ def launch(arguments: Sequence[str], processes: Together) -> int:
     try:
         run(get_args_parser().parse_args([*options, "--module", "unclip", *arguments]))  # type: ignore[no-untyped-call]
     except SignalException:
+        _linger(processes, INTERRUPTED)
         return INTERRUPTED
     except ChildFailedError as error:
         _, first = error.get_first_failure()
         code = error.failures[LEADER].exitcode if LEADER in error.failures and error.failures[LEADER].exitcode > 0 else first.exitcode
+        _linger(processes, code)
         if code < 0:
             print(f"unclip: a process was killed by signal {-code}", file=sys.stderr, flush=True)
         return code if code > 0 else 128 - code
-    except (RendezvousTimeoutError, RendezvousConnectionError, RendezvousClosedError):
+    except (RendezvousTimeoutError, RendezvousConnectionError, RendezvousClosedError) as error:
+        if _had_begun(error):
+            print(LOST, file=sys.stderr, flush=True)
+            return 1
         raise UnclipError(
             f"expected {processes.nnodes} machines at {processes.rdzv_endpoint}, but they did not all come within {processes.rdzv_minutes:g} minutes;"
             " start the very same command on each, and see that each reaches that host and port"
         ) from None
     return 0
+
+
+def _linger(processes: Together, code: int) -> None:
+    """The agents of other machines ask this one, where it is the place to meet, until their own processes have spoken and ended."""
+    if processes.nnodes > 1:
+        time.sleep(SECONDS_AFTER_STOP if code == INTERRUPTED else SECONDS_AFTER_FAILURE)
+
+
+def _had_begun(error: Exception) -> bool:
+    """Whether all machines had come: later an agent asks only if another one waits, and fails where nobody answers any more."""
+    return any(frame.name == "num_nodes_waiting" for frame in traceback.extract_tb(error.__traceback__))
 
 
 def _meeting(arguments: Sequence[str], processes: Together) -> list[str]:
