@@ -13,6 +13,7 @@ from pydantic import Field
 
 from flows.artifacts import show_picture
 from flows.process import run_child
+from unclip.roots import local_root
 
 GENERATED = "generated"  # in a root: a folder for each run of this flow
 SHEET = "sheet.png"
@@ -37,7 +38,7 @@ def generate(
         prior: which of the trained priors; none takes the text embedding as if it were an image embedding.
         upsample: enlarge the pictures with the root's upsamplers, where it has any.
     """
-    out = Path(root) / GENERATED / f"{flow_run.scheduled_start_time:%Y%m%d-%H%M%S}-{str(flow_run.id)[:8]}"
+    out = local_root(root) / GENERATED / f"{flow_run.scheduled_start_time:%Y%m%d-%H%M%S}-{str(flow_run.id)[:8]}"
     with tempfile.TemporaryDirectory() as folder:
         # in a file, for captions come from strangers: on a command line "--out /somewhere" would be an option
         file = Path(folder) / "captions.jsonl"

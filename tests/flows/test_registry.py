@@ -63,18 +63,21 @@ def test_these_are_the_deployments() -> None:
         ("flows.stages.decoder", "on-demand"),
         ("flows.stages.upsampler", "on-demand"),
         ("flows.stages.evaluate", "on-demand"),
+        ("flows.stages.prior", "machines"),
+        ("flows.stages.decoder", "machines"),
+        ("flows.stages.upsampler", "machines"),
         ("flows.generate.generate", "on-demand"),
     ]
     assert [one.name for one in OWN if one.schedules] == ["nightly"]
-    assert {(one.concurrency_limit.limit, one.concurrency_limit.collision_strategy) for one in OWN} == {(1, "CANCEL_NEW")}
+    assert {(one.concurrency_limit.limit, one.concurrency_limit.collision_strategy) for one in OWN} == {(1, "CANCEL_NEW"), (64, "ENQUEUE")}
 
 
-@pytest.mark.parametrize("deployment", OWN, ids=lambda one: one.entrypoint)
+@pytest.mark.parametrize("deployment", OWN, ids=lambda one: f"{one.entrypoint} {one.name}")
 def test_a_deployment_runs_with_the_parameters_of_the_file(deployment: Deployment) -> None:
     load_flow_from_entrypoint(deployment.entrypoint).validate_parameters(dict(deployment.parameters))
 
 
-@pytest.mark.parametrize("deployment", OWN, ids=lambda one: one.entrypoint)
+@pytest.mark.parametrize("deployment", OWN, ids=lambda one: f"{one.entrypoint} {one.name}")
 def test_a_worker_is_as_quiet_as_we_are_and_its_heart_beats_as_the_server_expects(deployment: Deployment) -> None:
     assert deployment.work_pool is not None
     environment = deployment.work_pool.job_variables.env
@@ -82,7 +85,7 @@ def test_a_worker_is_as_quiet_as_we_are_and_its_heart_beats_as_the_server_expect
     assert environment["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == str(HEARTBEAT_SECONDS)
 
 
-@pytest.mark.parametrize("deployment", OWN, ids=lambda one: one.entrypoint)
+@pytest.mark.parametrize("deployment", OWN, ids=lambda one: f"{one.entrypoint} {one.name}")
 def test_no_parameter_is_a_place_for_a_secret_and_none_is_made_up(deployment: Deployment) -> None:
     schema = schema_of(deployment)
     secret = re.compile(r"password|passwd|secret|credential|auth|api_?key|access_?key|private_?key|(^|_)token$|(^|_)key$", re.IGNORECASE)

@@ -11,6 +11,7 @@ from rich.table import Table
 from unclip.cli.app import STAGES, app, console
 from unclip.cli.options import ConfigFile, Preset, Root, resolve
 from unclip.files import UnclipError
+from unclip.roots import local_root
 
 if TYPE_CHECKING:
     from flows.check import Run, Status
@@ -56,7 +57,7 @@ def serve(
 def _check(root: str) -> None:
     from flows.check import status_of
 
-    status = status_of(Path(root))
+    status = status_of(local_root(root))
     if status.api:
         console.print(f"server: {status.api.removesuffix('/api')}", highlight=False)
     if status.problem:
