@@ -19,6 +19,7 @@ import s3fs
 import unclip
 from tests.pipeline import STAGES, command, environment, folder_of, manifest
 from tests.s3 import file_system, local_s3
+from unclip import versions
 from unclip.config import RunConfig, load_config
 from unclip.data.source import SourceConfig, build_source, source_inputs
 from unclip.files import UnclipError, fingerprint, remove, write_json
@@ -210,6 +211,18 @@ def test_a_second_machine_is_refused_while_the_first_one_works(bucket: str) -> N
         remove(local_root(url) / "run.json")
         assert Storage(url).info("run.json") is None
     assert Storage(url).info(LEASE) is None
+
+
+def test_models_are_chosen_by_hand_from_a_machine_that_holds_nothing_of_the_root(bucket: str) -> None:
+    url, state = f"s3://{bucket}/mine", {"state": "used", "done": ["prior", "decoder"]}
+    ledger = {"versions": [{"name": "main"} | state, {"name": "main-2", "parent": "main"} | state], "used": ["main", "main-2"]}
+    Storage(url).write("versions.json", json.dumps(ledger).encode())
+    Storage(url).write("decoder/main/manifest.json", b"{}")
+    assert versions.roll_back(url) == ("main-2", "main")
+    assert json.loads(Storage(url).read("versions.json") or b"")["used"] == ["main"]
+    assert set(Storage(url).find()) == {"versions.json", ".files.json", "decoder/main/manifest.json"}
+    with pytest.raises(UnclipError, match="in use already"):
+        versions.put_to_use(url, "main")
 
 
 # what takes whole stages
