@@ -16,6 +16,7 @@ from flows.stages import Counts, work_on
 from unclip.config import RunConfig
 from unclip.models import paths_of
 from unclip.night import Night, begin, check, decide, only_run, tidy, trained, unfinished
+from unclip.space import free_bytes
 from unclip.versions import in_use, remember
 
 
@@ -36,6 +37,8 @@ def everything(config: RunConfig) -> dict[str, Any]:
         if (night := begin(config)) is not None:
             counts |= work_on_models(night)
         tidy(config)
+        if (free := free_bytes(paths_of(config).root)) < config.night.disk_low_gb * 1e9:
+            announce("disk-low", f"{free / 1e9:,.2f} GB are free for {config.root}")
         show_counts(counts)
         report = paths_of(in_use(config)).report
         show_report(report)

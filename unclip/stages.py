@@ -22,6 +22,7 @@ from unclip.files import UnclipError
 from unclip.layout import Paths
 from unclip.models import device_of, load_models, paths_of
 from unclip.roots import bring_down, holding
+from unclip.space import require_space
 from unclip.training.clip import clip_inputs, clip_is_trained, make_or_import_clip
 from unclip.training.decoder import decoder_inputs, decoder_is_trained, train_decoder
 from unclip.training.prior import family_of, prior_inputs, priors_are_current, train_priors, trained_priors
@@ -221,6 +222,7 @@ def run_stage(name: str, config: RunConfig) -> tuple[Manifest, bool]:
         if is_done(name, config):
             return result_of(name, config), False
         stage.inputs(config, paths)  # a stage that comes before its turn says so before it begins
+        require_space(name, config, paths)
         return stage.run(config, paths), True
 
 

@@ -37,6 +37,7 @@ class NightConfig:
         learning_rate: the share of each model's peak learning rate that a night begins with; it falls to 0 by the night's end.
         max_minutes: bound of a night's training, for each model; 0 is none.
         rules: what is compared with the models in use. Both are measured in the same night, on the same data.
+        disk_low_gb: less than that, free after a run, is told to the server, whose automations can tell a person.
         keep: models that were in use before, and ones that were refused, that are kept of each; older ones are removed.
     """
 
@@ -47,6 +48,7 @@ class NightConfig:
     max_minutes: float = 60.0
     rules: tuple[Rule, ...] = (Rule(metric="pictures", may_fall_by=0.05), Rule(metric="prior_recall_at_10", may_fall_by=0.02))
     keep: int = 2
+    disk_low_gb: float = 10.0
 
     def __post_init__(self) -> None:
         for name in ("steps", "learning_rate"):
