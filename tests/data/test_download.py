@@ -158,6 +158,7 @@ download(Path(sys.argv[1]), Path(sys.argv[2]), DownloadConfig(**eval(sys.argv[3]
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_no_process_and_the_next_one_makes_the_same_bytes(
     undisturbed: tuple[Path, DownloadConfig], server: FaultServer, tmp_path: Path
 ) -> None:

@@ -31,6 +31,8 @@ from flows.registry import own_file
 from flows.server import ADDRESS, CREDENTIAL, answers, home_of
 from tests.flows.conftest import REPOSITORY, clean_environment, wait_for
 
+pytestmark = pytest.mark.slow  # a real server
+
 LIMIT = {"limit": 1, "collision_strategy": "CANCEL_NEW"}
 QUICK = [
     {"name": "test", "entrypoint": "tests.flows.quick.beat", "parameters": {"root": ""}, "concurrency_limit": LIMIT, "schedules": [{"cron": "* * * * *"}]},
@@ -212,12 +214,10 @@ def test_a_run_by_hand_shows_up_on_the_same_page(served: Served) -> None:
     assert said.stdout.strip() == served.api
 
 
-@pytest.mark.slow
 def test_a_schedule_fires(served: Served) -> None:
     wait_for("a run that nobody asked for", lambda: list((served.root / "beats").glob("*")), 130)
 
 
-@pytest.mark.slow
 def test_a_wrong_parameter_is_refused_at_the_form_and_at_the_command_line(served: Served) -> None:
     with pytest.raises(PrefectHTTPStatusError) as refused:
         served.run("everything/nightly", config={"prior": {"network": {"dept": 3}}})
@@ -240,7 +240,6 @@ def test_a_wrong_parameter_is_refused_at_the_form_and_at_the_command_line(served
     assert "config.prior.network.depth" in " ".join((said.stdout + said.stderr).split())
 
 
-@pytest.mark.slow
 def test_a_second_one_is_refused_and_the_check_shows_what_is_up(served: Served) -> None:
     second = unclip("serve", "--root", str(served.root), "--port", str(free_port()))
     assert (second.returncode, len(second.stderr.splitlines())) == (2, 1)
@@ -252,7 +251,6 @@ def test_a_second_one_is_refused_and_the_check_shows_what_is_up(served: Served) 
         assert shown in check.stdout
 
 
-@pytest.mark.slow
 def test_a_cancelled_run_saves_in_time(served: Served) -> None:
     run, child = held(served, 300)
     cancel(served, run)
@@ -262,7 +260,6 @@ def test_a_cancelled_run_saves_in_time(served: Served) -> None:
     assert not psutil.pid_exists(child)
 
 
-@pytest.mark.slow
 def test_a_second_run_of_a_deployment_is_cancelled(served: Served) -> None:
     first, _ = held(served, 300)
     assert ended(served, served.run("hold/test", root=str(served.root))) == "CANCELLED"
@@ -271,7 +268,6 @@ def test_a_second_run_of_a_deployment_is_cancelled(served: Served) -> None:
     ended(served, first)
 
 
-@pytest.mark.slow
 def test_a_server_that_is_lost_stops_no_run_and_comes_back(served: Served) -> None:
     run, child = held(served, 40)
     lost = served.server()
@@ -284,7 +280,6 @@ def test_a_server_that_is_lost_stops_no_run_and_comes_back(served: Served) -> No
     assert "it is started again" in served.said.read_text()
 
 
-@pytest.mark.slow
 def test_someone_is_told_of_a_run_that_failed_and_of_a_quality_that_fell(served: Served, heard: tuple[str, list[str]]) -> None:
     for _ in range(3):  # where SQLite is fought over, Prefect drops an event now and then
         assert ended(served, served.run("beat/test", root=str(served.root), fail=True)) in ("FAILED", "CANCELLED")
@@ -309,7 +304,6 @@ def assert_a_stop_lets_the_run_save_and_leaves_nothing(served: Served, stop: Cal
     assert not (home_of(served.root) / ADDRESS).exists()
 
 
-@pytest.mark.slow
 def test_what_a_kill_leaves_is_marked_and_ended_and_the_next_one_is_stopped_by_hand(tmp_path: Path) -> None:
     with serving(tmp_path, QUICK) as served:
         shorter = silent_runs()
@@ -332,7 +326,6 @@ def test_what_a_kill_leaves_is_marked_and_ended_and_the_next_one_is_stopped_by_h
         assert_a_stop_lets_the_run_save_and_leaves_nothing(served, os.killpg, signal.SIGINT)  # Ctrl-C on a terminal reaches the whole group
 
 
-@pytest.mark.slow
 def test_sigterm_lets_runs_save_and_leaves_nothing(tmp_path: Path) -> None:
     with serving(tmp_path, QUICK[1:]) as served:
         assert_a_stop_lets_the_run_save_and_leaves_nothing(served, os.kill, signal.SIGTERM)
