@@ -5,8 +5,9 @@ from prefect import flow, get_run_logger
 from flows.artifacts import show_counts
 from flows.stages import Counts, work_on, work_on_network
 from unclip.config import RunConfig
-from unclip.night import check, only_run
+from unclip.night import check
 from unclip.operations import take_down_gone
+from unclip.roots import holding_run
 from unclip.versions import remember
 
 
@@ -17,7 +18,7 @@ def data(config: RunConfig) -> dict[str, Counts]:
     Args:
         config: the whole run; what is left out has its default.
     """
-    with only_run(config):
+    with holding_run(config.root):
         check(config)
         remember(config)
         counts = work_on_data(config)

@@ -15,7 +15,8 @@ from flows.data import work_on_data
 from flows.stages import Counts, work_on
 from unclip.config import RunConfig
 from unclip.models import paths_of
-from unclip.night import Night, begin, check, decide, only_run, tidy, trained, unfinished
+from unclip.night import Night, begin, check, decide, tidy, trained, unfinished
+from unclip.roots import holding_run
 from unclip.space import free_bytes
 from unclip.versions import in_use, remember
 
@@ -27,7 +28,7 @@ def everything(config: RunConfig) -> dict[str, Any]:
     Args:
         config: the whole run; what is left out has its default.
     """
-    with only_run(config):
+    with holding_run(config.root):
         check(config)
         remember(config)
         counts: dict[str, Counts] = {}

@@ -15,6 +15,7 @@ from unclip.data.manifest import read_manifest
 from unclip.files import UnclipError, write_json
 from unclip.gallery import RECORD
 from unclip.models import paths_of
+from unclip.roots import holding_run
 from unclip.training.run import last_checkpoint
 from unclip.training.snapshot import whence
 from unclip.versions import Version, in_use, read_ledger, write_ledger
@@ -144,7 +145,7 @@ def test_by_hand_models_are_put_to_use_and_left_again(config: RunConfig) -> None
             call()
     with pytest.raises(UnclipError, match="there are main, main-2"):
         versions.put_to_use(root, "main-7")
-    with night.only_run(config), pytest.raises(UnclipError, match="another run"):
+    with holding_run(config.root), pytest.raises(UnclipError, match="another run"):
         versions.put_to_use(root, "main-2")
 
 

@@ -5,8 +5,7 @@ bounded time on the data as it is then; both are measured on the same held-out r
 """
 
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,8 @@ from unclip.evaluation.gate import NightConfig, Verdict, judge, numbers_of
 from unclip.files import UnclipError, read_json, remove
 from unclip.layout import Paths
 from unclip.models import paths_of
-from unclip.roots import bring_down, holding_run
+from unclip.prior.condition import PriorKind
+from unclip.roots import bring_down
 from unclip.stages import STAGES, bring_records, is_done
 from unclip.training.config import TrainingConfig
 from unclip.versions import SECTIONS, TRAINED, Ledger, State, Version, config_of, now, read_ledger, sections_of, write_ledger
@@ -46,17 +46,6 @@ class Night:
     def to_train(self) -> tuple[str, ...]:
         """The stages that have anything left to train. The upsamplers know no caption and no embedding, and stay as they were."""
         return tuple(name for name in TRAINED if name not in self.version.done) if self.version.parent else SECTIONS
-
-
-@contextmanager
-def only_run(config: RunConfig) -> Iterator[None]:
-    """Holds the root against other runs over all stages.
-
-    Raises:
-        UnclipError: another one is at work.
-    """
-    with holding_run(config.root):
-        yield
 
 
 def check(config: RunConfig) -> None:
@@ -112,7 +101,7 @@ def begin(config: RunConfig) -> Night | None:
         if not left.parent:
             return _night(config, *_put(root, ledger, dataclasses.replace(left, data=data, rows=_rows(paths), last_shard=_last_shard(paths))))
         ledger, _ = _put(root, ledger, dataclasses.replace(left, state="abandoned", why="the data changed before its end", ended=now()))
-        remove_folders(paths_of(config_of(config, left)), paths)
+        remove_folders(paths_of(config_of(config, left)), [paths_of(config_of(config, version)) for version in ledger.versions if version.name != left.name])
     current = ledger.current
     if current is not None and ledger.versions[-1].data == data and ledger.versions[-1].state != "abandoned":
         return _night(config, *_put(root, ledger, dataclasses.replace(current, state="open"))) if _wants_more(config, ledger, current) else None
@@ -161,22 +150,22 @@ def tidy(config: RunConfig) -> list[str]:
     ended = [version for version in ledger.versions if version.state in ("used", "refused") and version != ledger.current and not version.removed]
     spare = {state: [version for version in ended if version.state == state] for state in ("used", "refused")}
     surplus = [version for versions in spare.values() for version in versions[: max(0, len(versions) - config.night.keep)]]
-    in_use = paths_of(config_of(config, ledger.current))
+    kept = [paths_of(config_of(config, version)) for version in ledger.versions if version not in surplus and not version.removed]
     for version in surplus:
-        remove_folders(paths_of(config_of(config, version)), in_use)
+        remove_folders(paths_of(config_of(config, version)), kept)
         ledger, _ = _put(root, ledger, dataclasses.replace(version, removed=True))
     for version in ledger.versions:
         if version.state in ("used", "refused") and not version.removed:
             _keep_last_checkpoints(paths_of(config_of(config, version)))
-    remove(in_use.embeddings / CACHE)
+    remove(paths_of(config).embeddings / CACHE)
     return [version.name for version in surplus]
 
 
-def remove_folders(of: Paths, kept: Paths) -> None:
-    """Removes the folders of a version's models and report, but none that the other layout has too."""
+def remove_folders(of: Paths, kept: Sequence[Paths]) -> None:
+    """Removes the folders of a version's models and report, but none that another one of those that are kept has too."""
     for name in ("prior", "decoder", "upsampler", "report"):
         folder: Path = getattr(of, name)
-        if folder != getattr(kept, name):
+        if all(folder != getattr(other, name) for other in kept):
             remove(folder)
 
 
@@ -227,17 +216,24 @@ def _last_shard(paths: Paths) -> str:
 
 
 def _continued(config: RunConfig, current: Version, name: str) -> dict[str, Any]:
-    """The sections of a version that goes on from another: fewer steps, a lower rate, and its weights to begin with."""
-    theirs, prior, decoder, night = config_of(config, current), config.prior, config.decoder, config.night
-    of_prior, of_decoder = theirs.prior.run, theirs.decoder.run
+    """The sections of a version that goes on from another: fewer steps, a lower rate, and its weights to begin with.
+
+    A kind of prior that the other one does not have is trained from the start.
+    """
+    theirs, night = config_of(config, current), config.night
+
+    def going_on(training: TrainingConfig, kind: PriorKind) -> TrainingConfig:
+        there = (paths_of(theirs).prior / kind).is_dir()
+        return _cut_down(training, f"../../{theirs.prior.run}/{kind}", night) if there else training
+
     prior = dataclasses.replace(
-        prior,
+        config.prior,
         run=name,
-        training=_cut_down(prior.training, f"../../{of_prior}/diffusion", night),
-        autoregressive=dataclasses.replace(prior.autoregressive, training=_cut_down(prior.autoregressive.training, f"../../{of_prior}/autoregressive", night)),
-        regression=dataclasses.replace(prior.regression, training=_cut_down(prior.regression.training, f"../../{of_prior}/regression", night)),
+        training=going_on(config.prior.training, "diffusion"),
+        autoregressive=dataclasses.replace(config.prior.autoregressive, training=going_on(config.prior.autoregressive.training, "autoregressive")),
+        regression=dataclasses.replace(config.prior.regression, training=going_on(config.prior.regression.training, "regression")),
     )
-    decoder = dataclasses.replace(decoder, run=name, training=_cut_down(decoder.training, f"../{of_decoder}", night))
+    decoder = dataclasses.replace(config.decoder, run=name, training=_cut_down(config.decoder.training, f"../{theirs.decoder.run}", night))
     return sections_of(dataclasses.replace(config, prior=prior, decoder=decoder, upsampler=theirs.upsampler))
 
 

@@ -58,7 +58,8 @@ def run(
         _show_plan(resolved)
         return
     from unclip.models import paths_of
-    from unclip.night import is_idle, only_run
+    from unclip.night import is_idle
+    from unclip.roots import holding_run
     from unclip.versions import in_use
 
     if is_idle(resolved):
@@ -66,7 +67,7 @@ def run(
     else:
         from flows.environment import prepare
 
-        with only_run(resolved):  # a second run is refused before it starts a server; the flow holds the root again
+        with holding_run(resolved.root):  # a second run is refused before it starts a server; the flow holds the root again
             pass
         prepare(paths_of(resolved).root)
         from flows.everything import everything
