@@ -15,8 +15,17 @@ import torch
 
 from tests.pipeline import WATCH_THE_NETWORK, command, environment
 
+SLOW_SECONDS = 1200
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's `&`: what the tests start would be deaf to Ctrl-C too
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes minutes may take many where the machine is busy; a timeout ends the whole test process."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_SECONDS))
 
 
 @pytest.fixture(autouse=True, scope="session")
