@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.data.synthetic import write_part_of
-from unclip.data.plain import as_float32, page_header, plain_columns, plain_vectors
+from unclip.data.plain import Chunk, as_float32, page_header, plain_columns, plain_vectors, read_chunks
 from unclip.data.store import iter_batches
 from unclip.files import UnclipError
 
@@ -41,6 +41,25 @@ def test_vectors_are_those_that_pyarrow_decodes(rows: int, width: int, tmp_path:
     assert np.array_equal(bits(by_pyarrow(path)), bits(made))
 
 
+def chunks_of(path: Path) -> list[dict[str, Chunk]]:
+    with pa.memory_map(str(path)) as source:
+        return read_chunks(source)
+
+
+def test_a_footer_is_read_as_pyarrow_reads_it(tmp_path: Path) -> None:
+    write_part_of(tmp_path, 0, np.resize(EVERY_HALF, (20_000, 8)))
+    path = tmp_path / "00000.parquet"
+    metadata = pq.read_metadata(path)
+    assert len(chunks_of(path)) == metadata.num_row_groups > 1
+    for group, chunks in enumerate(chunks_of(path)):
+        columns = [metadata.row_group(group).column(number) for number in range(metadata.num_columns)]
+        assert chunks.keys() == {column.path_in_schema.split(".")[0] for column in columns}
+        for column in columns:
+            found = chunks[column.path_in_schema.split(".")[0]]
+            assert (found.begin, found.end) == (column.data_page_offset, column.data_page_offset + column.total_compressed_size)
+            assert found.is_plain == (column.physical_type == "FIXED_LEN_BYTE_ARRAY")
+
+
 def test_they_are_taken_as_they_lie_and_by_nobody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_part_of(tmp_path, 0, np.resize(EVERY_HALF, (20_000, 8)))
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", None)
@@ -55,7 +74,7 @@ def test_a_part_that_is_laid_out_otherwise_is_decoded(otherwise: dict[str, objec
     write_part_of(tmp_path, 0, made)
     table = pq.read_table(tmp_path / "00000.parquet")
     pq.write_table(table, tmp_path / "00000.parquet", **otherwise)
-    chunks = pq.read_metadata(tmp_path / "00000.parquet").row_group(0)
+    (chunks,) = chunks_of(tmp_path / "00000.parquet")
     assert plain_columns(chunks, table.schema, ["image_emb"]) == {}
     assert np.array_equal(bits(np.concatenate([batch["image_emb"] for batch in iter_batches(tmp_path, ["image_emb"])])), bits(made))
 
@@ -64,12 +83,12 @@ def test_no_flipped_bit_changes_a_vector_and_none_of_a_page_goes_unseen(tmp_path
     write_part_of(tmp_path, 0, np.ones((40, 3), np.float16))
     path = tmp_path / "00000.parquet"
     whole, schema = path.read_bytes(), pq.read_schema(path)
-    column = plain_columns(pq.read_metadata(path).row_group(0), schema, ["image_emb"])["image_emb"]
+    column = plain_columns(chunks_of(path)[0], schema, ["image_emb"])["image_emb"]
     with pa.memory_map(str(path)) as source:
-        source.seek(column.data_page_offset)
+        source.seek(column.begin)
         header = page_header(memoryview(source.read(64)))[1]
     unseen = []  # places in the header that say nothing of vectors, such as how levels are written
-    for place in range(column.data_page_offset, column.data_page_offset + column.total_compressed_size):
+    for place in range(column.begin, column.end):
         for bit in range(8):
             damaged = bytearray(whole)
             damaged[place] ^= 1 << bit
@@ -79,10 +98,10 @@ def test_no_flipped_bit_changes_a_vector_and_none_of_a_page_goes_unseen(tmp_path
                 except ValueError:
                     continue
             assert (found == 1).all()
-            unseen.append(place - column.data_page_offset)
+            unseen.append(place - column.begin)
     assert max(unseen) < header
     damaged = bytearray(whole)
-    damaged[column.data_page_offset + column.total_compressed_size - 1] ^= 1
+    damaged[column.end - 1] ^= 1
     path.write_bytes(damaged)
     with pytest.raises(UnclipError, match="does not match its checksum"):
         list(iter_batches(tmp_path, ["image_emb"]))
@@ -91,15 +110,15 @@ def test_no_flipped_bit_changes_a_vector_and_none_of_a_page_goes_unseen(tmp_path
 def test_pages_that_hold_other_vectors_than_the_schema_says_are_refused(tmp_path: Path) -> None:
     write_part_of(tmp_path, 0, np.ones((40, 3), np.float16))
     path = tmp_path / "00000.parquet"
-    column = plain_columns(pq.read_metadata(path).row_group(0), pq.read_schema(path), ["image_emb"])["image_emb"]
+    column = plain_columns(chunks_of(path)[0], pq.read_schema(path), ["image_emb"])["image_emb"]
     for rows, width in ((39, 3), (41, 3), (40, 4)):
         with pa.memory_map(str(path)) as source, pytest.raises(ValueError, match="expected"):
             plain_vectors(source, column, rows, width)
 
 
 def test_a_header_that_is_none_is_a_value_error() -> None:
-    for content in (b"", b"\x15", b"\x15\xff\xff", b"\x05\x00", b"\x19\x00", b"\x1c" * 50):
-        with pytest.raises(ValueError, match="page header"):
+    for content in (b"", b"\x15", b"\x15\xff\xff", b"\x05\x80", b"\x19\xf0", b"\x1c" * 50, b"\x1d\x00"):
+        with pytest.raises(ValueError, match="header"):
             page_header(memoryview(content))
 
 

@@ -137,9 +137,14 @@ def _held(clip_folder: Path, config: EmbedConfig) -> tuple[Clip, Submit, ExitSta
 
 
 def _embed_all(work: Work, shards: Path, clip: Clip, submit: Submit, config: EmbedConfig, bar: Bar | None) -> None:
-    chunks = _ahead(_chunks(work, shards, config.batch_size, submit), config.num_workers + AHEAD)
-    for source, of_source in itertools.groupby(chunks, key=lambda chunk: chunk.source):
-        _embed_shard(work, source, of_source, shards, clip, config, bar)
+    while work.left():
+        num = 0
+        chunks = _ahead(_chunks(work, shards, config.batch_size, submit), config.num_workers + AHEAD)
+        for source, of_source in itertools.groupby(chunks, key=lambda chunk: chunk.source):
+            _embed_shard(work, source, of_source, shards, clip, config, bar)
+            num += 1
+        if not num:
+            work.wait()
 
 
 @dataclass(frozen=True)

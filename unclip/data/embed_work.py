@@ -37,22 +37,23 @@ class Work:
         return [source for source in self._sources if self.done(source) is None]
 
     def take(self) -> Iterator[Part]:
-        """Shards that no other process works on, until all are done, here or elsewhere."""
-        while left := self.left():
-            taken = 0
-            for source in left:
-                if self._claims is None:
-                    yield source
-                elif self._claims.take(int(source.name)):
-                    if self.done(source) is not None:  # since we looked
-                        self._claims.give_back(int(source.name))
-                        continue
-                    taken += 1
-                    yield source
+        """The shards that are left and that no other process works on, each once. What others hold is left to another look.
+
+        Whoever reads ahead takes a shard before the last one is recorded, and a process may claim its own again: so one look
+        must not look back.
+        """
+        for source in self.left():
             if self._claims is None:
-                return
-            if not taken:
-                time.sleep(SECONDS_BETWEEN_LOOKS)
+                yield source
+            elif self._claims.take(int(source.name)):
+                if self.done(source) is None:
+                    yield source
+                else:  # since we looked
+                    self._claims.give_back(int(source.name))
+
+    def wait(self) -> None:
+        """Lets some time pass, in which other processes record what they hold, or die."""
+        time.sleep(SECONDS_BETWEEN_LOOKS)
 
     def record(self, source: Part, rows: int, kept: int, seconds: float) -> None:
         """Records a part that stands under its final name."""

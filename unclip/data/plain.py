@@ -7,6 +7,8 @@ apache/parquet-format, and the compact protocol of Thrift.
 """
 
 import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,18 +20,73 @@ HEADER_BYTES = 256  # that are looked at for the header of a page; ours take som
 DATA_PAGE, PLAIN = 0, 0  # of the enumerations PageType and Encoding
 PAGE_TYPE, UNCOMPRESSED_SIZE, COMPRESSED_SIZE, CRC, DATA_HEADER = 1, 2, 3, 4, 5  # fields of PageHeader
 NUM_VALUES, ENCODING = 1, 2  # fields of DataPageHeader
-STOP, TRUE, FALSE, I32, I64, BINARY, STRUCT = 0, 1, 2, 5, 6, 8, 12  # types of the compact protocol
+ROW_GROUPS, COLUMNS, META_DATA = 4, 1, 3  # fields of FileMetaData, RowGroup and ColumnChunk
+TYPE, ENCODINGS, PATH, CODEC, TOTAL_COMPRESSED_SIZE, PAGE_OFFSET, DICTIONARY_OFFSET = 1, 2, 3, 4, 7, 9, 11  # fields of ColumnMetaData
+FIXED_LEN_BYTE_ARRAY, UNCOMPRESSED, RLE = 7, 0, 3  # of the enumerations Type, CompressionCodec and Encoding
+TAIL_BYTES, MAGIC = 8, b"PAR1"  # of a file: the length of its footer, and these letters
+STOP, TRUE, FALSE, I8, I16, I32, I64, DOUBLE, BINARY, LIST, STRUCT = 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 12  # types of the compact protocol
+MOST_BITS = 70  # of a number, in groups of seven
+DEEPEST = 16  # structs and lists inside each other
 LEVELS = 2  # of repetition and of definition, each behind its length in four bytes
 
 
-def plain_columns(chunks: Any, schema: pa.Schema, names: list[str]) -> dict[str, Any]:
-    """Of the columns of these names those that `plain_vectors` reads: vectors of float16 that lie plain, each with its metadata.
+@dataclass(frozen=True)
+class Chunk:
+    """What a footer says of the values of a column in a row group.
 
-    Args:
-        chunks: the metadata of a row group.
+    Attributes:
+        begin, end: of its pages, in bytes from the beginning of the file.
+        is_plain: whether it is laid out as `plain_vectors` reads it.
     """
-    by_name = {chunks.column(number).path_in_schema.split(".")[0]: chunks.column(number) for number in range(chunks.num_columns)}
-    return {name: by_name[name] for name in names if _is_vector(schema.field(name)) and lies_plain(by_name[name])}
+
+    begin: int
+    end: int
+    is_plain: bool
+
+
+def plain_columns(chunks: Mapping[str, Chunk], schema: pa.Schema, names: list[str]) -> dict[str, Chunk]:
+    """Of the columns of these names those that `plain_vectors` reads: vectors of float16 that lie plain."""
+    return {name: chunks[name] for name in names if _is_vector(schema.field(name)) and name in chunks and chunks[name].is_plain}
+
+
+def read_chunks(source: pa.NativeFile) -> list[dict[str, Chunk]]:
+    """Of each row group of a Parquet file its columns that are not nested any deeper than a list, by name.
+
+    The footer is read here because pyarrow ends the process when it is asked for a column that a damaged one describes.
+
+    Raises:
+        ValueError: the footer does not read.
+    """
+    size = source.size()
+    source.seek(size - TAIL_BYTES)
+    tail = source.read(TAIL_BYTES)
+    length = int.from_bytes(tail[:4], "little")
+    if tail[4:] != MAGIC or not 0 < length <= size - TAIL_BYTES:
+        raise ValueError("the file does not end as a Parquet file does")
+    source.seek(size - TAIL_BYTES - length)
+    footer, _ = page_header(memoryview(source.read(length)))
+    return [_chunks_of(group) for group in _list(footer, ROW_GROUPS)]
+
+
+def _chunks_of(group: object) -> dict[str, Chunk]:
+    found: dict[str, Chunk] = {}
+    for column in _list(group, COLUMNS):
+        about = column.get(META_DATA) if isinstance(column, dict) else None
+        if not isinstance(about, dict):
+            raise ValueError("a footer says nothing of a column")
+        begin, num_bytes = _number(about, PAGE_OFFSET), _number(about, TOTAL_COMPRESSED_SIZE)
+        encodings, path = _list(about, ENCODINGS), _list(about, PATH)
+        plain = about.get(CODEC) == UNCOMPRESSED and set(encodings) <= {PLAIN, RLE} and DICTIONARY_OFFSET not in about
+        if path:
+            found[bytes(path[0]).decode(errors="replace")] = Chunk(begin, begin + num_bytes, plain and about.get(TYPE) == FIXED_LEN_BYTE_ARRAY)
+    return found
+
+
+def _list(fields: object, name: int) -> list[Any]:
+    value = fields.get(name) if isinstance(fields, dict) else None
+    if not isinstance(value, list):
+        raise ValueError("a footer does not read")
+    return value
 
 
 def _is_vector(field: pa.Field) -> bool:
@@ -38,22 +95,17 @@ def _is_vector(field: pa.Field) -> bool:
     return pa.types.is_fixed_size_list(kind) and kind.value_type == pa.float16() and not field.nullable and not kind.value_field.nullable
 
 
-def lies_plain(column: Any) -> bool:
-    """Whether a column chunk (its metadata as pyarrow has it) is laid out as `plain_vectors` reads it."""
-    plain = column.compression == "UNCOMPRESSED" and set(column.encodings) <= {"RLE", "PLAIN"} and not column.has_dictionary_page
-    return plain and column.physical_type == "FIXED_LEN_BYTE_ARRAY"
-
-
-def plain_vectors(source: pa.NativeFile, column: Any, rows: int, width: int) -> np.ndarray:
-    """(rows, width) float16 of a column chunk that `lies_plain`, bit for bit what pyarrow decodes.
+def plain_vectors(source: pa.NativeFile, column: Chunk, rows: int, width: int) -> np.ndarray:
+    """(rows, width) float16 of a column chunk that is plain, bit for bit what pyarrow decodes.
 
     Raises:
         ValueError: a page does not match its checksum, or the pages do not hold just these vectors.
     """
     found = np.empty(rows * width, np.float16)
-    begin, end, filled = column.data_page_offset, column.data_page_offset + column.total_compressed_size, 0
-    source.seek(begin)
-    chunk = memoryview(source.read_buffer(end - begin)).cast("B")
+    if column.end > source.size():
+        raise ValueError("a column does not end within its file")
+    source.seek(column.begin)
+    chunk, filled = memoryview(source.read_buffer(column.end - column.begin)).cast("B"), 0
     at = 0
     while at < len(chunk):
         header, size = page_header(chunk[at : at + HEADER_BYTES])
@@ -94,11 +146,11 @@ def _number(fields: dict[int, Any], name: int) -> int:
     return value
 
 
-def page_header(content: memoryview) -> tuple[dict[int, Any], int]:
+def page_header(content: memoryview, depth: int = 0) -> tuple[dict[int, Any], int]:
     """The fields of a struct in Thrift's compact protocol, by number, and how many bytes it takes.
 
     Raises:
-        ValueError: it is not one, or has fields of kinds that no page header has.
+        ValueError: it is not one, or has fields of kinds that neither page headers nor footers have.
     """
     fields: dict[int, Any] = {}
     at, field = 0, 0
@@ -107,33 +159,61 @@ def page_header(content: memoryview) -> tuple[dict[int, Any], int]:
         if head == STOP:
             return fields, at
         kind, delta = head & 15, head >> 4
-        if not delta:
-            raise ValueError("a page header has fields that it should not have")
-        field += delta
+        if delta:
+            field += delta
+        else:
+            number, at = _varint(content, at)
+            field = _zigzag(number)
         if kind in (TRUE, FALSE):
             fields[field] = kind == TRUE
-        elif kind in (I32, I64):
-            number, at = _varint(content, at)
-            fields[field] = (number >> 1) ^ -(number & 1)  # zigzag
-        elif kind == BINARY:
-            size, at = _varint(content, at)
-            at += size
-        elif kind == STRUCT:
-            fields[field], size = page_header(content[at:])
-            at += size
         else:
-            raise ValueError("a page header has fields that it should not have")
+            fields[field], at = _value(content, at, kind, depth)
+
+
+def _value(content: memoryview, at: int, kind: int, depth: int) -> tuple[Any, int]:
+    """A value of a kind that begins at a place, and where it ends."""
+    if depth > DEEPEST:
+        raise ValueError("a header is nested too deep")
+    if kind in (I16, I32, I64):
+        number, at = _varint(content, at)
+        return _zigzag(number), at
+    if kind in (I8, TRUE, FALSE):  # the latter two in lists, where each takes a byte
+        return _byte(content, at), at + 1
+    if kind in (BINARY, DOUBLE):
+        size, at = _varint(content, at) if kind == BINARY else (8, at)
+        if at + size > len(content):
+            raise ValueError("a header is cut short")
+        return content[at : at + size], at + size
+    if kind == STRUCT:
+        fields, size = page_header(content[at:], depth + 1)
+        return fields, at + size
+    if kind == LIST:
+        head, at = _byte(content, at), at + 1
+        num, of = head >> 4, head & 15
+        if num == 15:
+            num, at = _varint(content, at)
+        values = []
+        for _ in range(num):  # each takes a byte at least, so a number that is too large ends soon
+            value, at = _value(content, at, of, depth + 1)
+            values.append(value)
+        return values, at
+    raise ValueError("a header has fields that it should not have")
+
+
+def _zigzag(number: int) -> int:
+    return (number >> 1) ^ -(number & 1)
 
 
 def _varint(content: memoryview, at: int) -> tuple[int, int]:
     """A number in groups of seven bits, the lowest first, and where the next begins."""
     number = shift = 0
-    while True:
+    while shift < MOST_BITS:
         byte, at = _byte(content, at), at + 1
         number |= (byte & 127) << shift
         if byte < 128:
             return number, at
         shift += 7
+    raise ValueError("a header has a number that is too long")
 
 
 def _byte(content: memoryview, at: int) -> int:

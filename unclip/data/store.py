@@ -4,7 +4,7 @@ Once `select` has been over a store, whoever reads it here gets the rows that it
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from unclip.data.manifest import finished_manifest, read_manifest, read_part
-from unclip.data.plain import as_float32, plain_columns, plain_vectors
+from unclip.data.plain import Chunk, as_float32, plain_columns, plain_vectors, read_chunks
 from unclip.data.selection import only_selected, selected_rows
 from unclip.files import UnclipError, fingerprint
 from unclip.layout import SELECTED
@@ -77,8 +77,8 @@ def iter_part(path: Path, columns: Sequence[str], *, batch_size: int = 8192, sel
             there = file.schema_arrow
             _require(path, there.names, wanted)
             schema = pa.schema([there.field(name) for name in wanted])
-            for group in range(file.num_row_groups):
-                for batch in _batches(source, file, group, schema, batch_size):
+            for group, chunks in enumerate(read_chunks(source)):
+                for batch in _batches(source, file, group, chunks, schema, batch_size):
                     chosen = pa.Table.from_batches([batch]) if rows is None else only_selected(batch, rows, path)
                     if len(chosen):
                         yield {name: column_array(chosen.column(name)) for name in columns}
@@ -86,16 +86,17 @@ def iter_part(path: Path, columns: Sequence[str], *, batch_size: int = 8192, sel
         raise UnclipError(f"{path} is damaged ({' '.join(str(error).split())[:200]}); remove it and its .json, and run `unclip embed` again") from None
 
 
-def _batches(source: pa.NativeFile, file: pq.ParquetFile, group: int, schema: pa.Schema, batch_size: int) -> Iterator[pa.RecordBatch]:
+def _batches(
+    source: pa.NativeFile, file: pq.ParquetFile, group: int, chunks: Mapping[str, Chunk], schema: pa.Schema, batch_size: int
+) -> Iterator[pa.RecordBatch]:
     """A row group in batches: vectors that lie plain are taken as they lie, the rest goes through pyarrow's decoder."""
-    chunks = file.metadata.row_group(group)
+    num_rows = file.metadata.row_group(group).num_rows
     plain = {
-        name: plain_vectors(source, column, chunks.num_rows, schema.field(name).type.list_size)
-        for name, column in plain_columns(chunks, schema, schema.names).items()
+        name: plain_vectors(source, column, num_rows, schema.field(name).type.list_size) for name, column in plain_columns(chunks, schema, schema.names).items()
     }
     others = [name for name in schema.names if name not in plain]
     decoded = file.iter_batches(batch_size=batch_size, row_groups=[group], columns=others) if others else itertools.repeat(None)
-    for start, batch in zip(range(0, chunks.num_rows, batch_size), decoded, strict=False):
+    for start, batch in zip(range(0, num_rows, batch_size), decoded, strict=False):
         rows = slice(start, start + batch_size)
         columns = [batch.column(name) if name in others else as_lists(plain[name][rows], schema.field(name).type) for name in schema.names]
         yield pa.record_batch(columns, schema=schema)
