@@ -263,13 +263,3 @@ def bring_records(config: RunConfig) -> None:
     names = [(folder / MANIFEST).relative_to(paths.root).as_posix() for folder in folders]
     names += [(paths.selected / file).relative_to(paths.root).as_posix() for file in (SHEET, CLUSTERS)]
     bring_down(config.root, (REMOVED, "world", "report", *names))
-
-
-def pending(config: RunConfig) -> list[str]:
-    """The stages that have anything to do: the first that is not done, and all after it that depend on it.
-
-    Raises:
-        UnclipError: a folder was made with another config.
-    """
-    bring_records(config)
-    return [name for name in STAGES if not is_done(name, config)]

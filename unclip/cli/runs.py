@@ -27,7 +27,9 @@ def runs(*, root: Root) -> None:
     if not ledger.versions:
         console.print(f"{root} has no version yet; `unclip run` makes the first", highlight=False)
         return
-    table = Table("version", "from", "state", "began (UTC)", "rows", *COLUMNS.values(), title=f"models of {root}", title_justify="left", box=SIMPLE)
+    table = Table(title=Text(f"models of {root}; times are UTC"), title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+    for name in ("version", "from", "state", "began", "rows", *COLUMNS.values()):
+        table.add_column(name, no_wrap=True, justify="left" if name in ("version", "from", "state", "began") else "right")
     for version in ledger.versions:
         current = ledger.current is not None and version.name == ledger.current.name
         state = "in use" if current else "was in use" if version.state == "used" else version.state

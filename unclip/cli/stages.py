@@ -83,14 +83,16 @@ def work_on(name: str, config: "RunConfig", dry_run: bool, section: Any = None) 
     if dry_run:
         _show_plan(config)
         return
-    from unclip.stages import pending, run_stage
+    from unclip.night import check as fits
+    from unclip.stages import is_done, run_stage
     from unclip.training.processes import crew, require_one_folder
     from unclip.versions import remember
 
     with crew() as leads:
         if not leads:
             return
-        pending(config)  # a config that does not fit the root is refused before it is remembered
+        fits(config)
+        is_done(name, config)  # a config that does not fit the root, or this stage's folder, is refused before it is remembered
         remember(config)
         require_one_folder(Path(config.root))
         used = config if section is None else dataclasses.replace(config, **{name: section})
