@@ -108,6 +108,18 @@ def test_data_that_changed_under_an_open_version_ends_it(config: RunConfig) -> N
     assert not folder.exists()
 
 
+def test_settings_that_changed_under_an_open_version_end_it(config: RunConfig) -> None:
+    of = begun(config)
+    slower = dataclasses.replace(config, night=dataclasses.replace(config.night, learning_rate=0.01))
+    assert night.unfinished(config) == of
+    assert night.unfinished(slower) is None
+    new = night.begin(slower)
+    assert new is not None
+    assert (new.version.name, new.version.parent) == ("main-3", "main")
+    assert new.config.decoder.training.learning_rate < of.config.decoder.training.learning_rate
+    assert read_ledger(Path(config.root)).version("main-2").state == "abandoned"
+
+
 def test_good_models_are_put_to_use_and_every_command_uses_them(config: RunConfig) -> None:
     of = judged(config, 0.9)
     assert read_ledger(Path(config.root)).used == ("main", "main-2")

@@ -79,7 +79,7 @@ def unfinished(config: RunConfig) -> Night | None:
     """The version that an earlier run left open on the data that the root still has: it is finished before new rows are read."""
     ledger = read_ledger(paths_of(config).root)
     version = ledger.open
-    if version is None or not version.data or version.data != _digest(paths_of(config)):
+    if version is None or not version.data or version.data != _digest(paths_of(config)) or not _is_wanted(config, ledger, version):
         return None
     return _night(config, ledger, version)
 
@@ -96,11 +96,11 @@ def begin(config: RunConfig) -> Night | None:
     finished_manifest(paths.selected, "select")
     data = _digest(paths)
     if (left := ledger.open) is not None:
-        if left.data == data:
+        if left.data == data and _is_wanted(config, ledger, left):
             return _night(config, ledger, left)
         if not left.parent:
             return _night(config, *_put(root, ledger, dataclasses.replace(left, data=data, rows=_rows(paths), last_shard=_last_shard(paths))))
-        ledger, _ = _put(root, ledger, dataclasses.replace(left, state="abandoned", why="the data changed before its end", ended=now()))
+        ledger, _ = _put(root, ledger, dataclasses.replace(left, state="abandoned", why="the data or the settings changed before its end", ended=now()))
         remove_folders(paths_of(config_of(config, left)), [paths_of(config_of(config, version)) for version in ledger.versions if version.name != left.name])
     current = ledger.current
     if current is not None and ledger.versions[-1].data == data and ledger.versions[-1].state != "abandoned":
@@ -192,6 +192,14 @@ def _wants_more(config: RunConfig, ledger: Ledger, current: Version) -> bool:
     theirs = config_of(config, current)
     bring_records(theirs)
     return any(not is_done(name, theirs) for name in (*SECTIONS, "evaluate"))
+
+
+def _is_wanted(config: RunConfig, ledger: Ledger, left: Version) -> bool:
+    """Whether a version that was left open is still what the config asks for: one whose rate was too high is not begun again every night."""
+    if not left.parent:
+        return True
+    today = dataclasses.replace(left, sections=_continued(config, ledger.version(left.parent), left.name))
+    return config_of(config, left) == config_of(config, today)
 
 
 def _put(root: Path, ledger: Ledger, version: Version) -> tuple[Ledger, Version]:
