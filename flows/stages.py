@@ -12,7 +12,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from flows.artifacts import Progress, show_counts, show_report
 from flows.process import StageError, run_child
 from unclip.config import RunConfig, as_dict
-from unclip.files import write_json
+from unclip.files import fingerprint, write_json
 from unclip.models import paths_of
 from unclip.stages import STAGES, bring_records, is_done, result_of, run_stage
 from unclip.training.together import ALONE, Together
@@ -20,7 +20,6 @@ from unclip.versions import in_use
 
 Counts = dict[str, Any]
 
-ASKED = ".stage.json"  # under the root: the config that a stage is asked to work with
 HERE = ("curate", "select")  # no model is loaded: on most roots a child would take longer to start than they take
 TRAINED = ("prior", "decoder", "upsampler")  # the commands of `unclip train`
 RETRY_SECONDS = (30.0, 120.0, 480.0)  # a network may be back by then
@@ -54,13 +53,24 @@ def work_on(name: str, config: RunConfig, together: Together = ALONE) -> Counts:
     if is_done(name, config):
         logger.info("%s is done already: %s", name, folder)
         return dict(result_of(name, config).counts)
-    file = paths_of(config).root / ASKED
-    write_json(file, as_dict(config))
     if name in HERE:
         run_stage(name, config)
-    else:
+        return dict(result_of(name, config).counts)
+    file = asked_file(name, config)
+    write_json(file, as_dict(config))
+    try:
         run_child([*command_of(name, file), *together.arguments()], name=name, say=None if sys.stderr.isatty() else say)
+    finally:
+        if together == ALONE:  # other machines may not have read it yet
+            file.unlink(missing_ok=True)
     return dict(result_of(name, config).counts)
+
+
+def asked_file(name: str, config: RunConfig) -> Path:
+    """Where a stage finds the config that it is asked to work with: named by what it holds, so that no two runs mistake each other's,
+    and machines that train together have one command.
+    """
+    return paths_of(config).root / f".{name}-{fingerprint(as_dict(config))}.json"
 
 
 def command_of(name: str, file: Path) -> list[str]:

@@ -11,6 +11,13 @@ STAGES = ("source", "download", "curate", "clip", "embed", "select", "index", "p
 COMMANDS = {"prior": ["train", "prior"], "decoder": ["train", "decoder"], "upsampler": ["train", "upsampler"], "evaluate prior": ["evaluate", "prior"]}
 SECONDS = 280
 
+# what a kill waits for: the stage has begun to leave something, and is not yet done
+BEGUN = {
+    "source": "manifest.json", "download": "00000.tar", "curate": "00000.parquet", "clip": "training/step-*", "embed": "00000.parquet",
+    "select": "rows.parquet", "index": "manifest.json",
+    "prior": "diffusion/step-*", "decoder": "step-*", "upsampler": "first/step-*", "evaluate": "manifest.json",
+}  # fmt: skip
+
 # Read by every Python process that has the folder on its PYTHONPATH: whoever speaks to anything but this machine is written down.
 WATCH_THE_NETWORK = """
 import ipaddress, os, socket

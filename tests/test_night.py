@@ -122,6 +122,29 @@ def test_settings_that_changed_under_an_open_version_end_it(config: RunConfig) -
     assert read_ledger(Path(config.root)).version("main-2").state == "abandoned"
 
 
+def test_a_version_of_other_parents_is_not_gone_on_with(config: RunConfig) -> None:
+    judged(config, 0.9)
+    of = begun(config)
+    assert of.version.parent == "main-2"
+    assert versions.roll_back(config.root) == ("main-2", "main")
+    assert night.unfinished(config) is None
+    new = night.begin(config)
+    assert new is not None
+    assert (new.version.name, new.version.parent) == ("main-4", "main")
+
+
+def test_finished_models_that_more_was_asked_of_are_not_trained_from_the_start_when_the_data_grows(config: RunConfig) -> None:
+    shutil.rmtree(paths_of(config).report)
+    reopened = night.begin(config)
+    assert reopened is not None
+    assert (reopened.version.name, reopened.version.state, reopened.rival) == ("main", "open", None)
+    grow(config)
+    new = night.begin(config)
+    assert new is not None
+    assert (new.version.name, new.version.parent) == ("main-2", "main")
+    assert read_ledger(Path(config.root)).version("main").state == "used"
+
+
 def test_good_models_are_put_to_use_and_every_command_uses_them(config: RunConfig) -> None:
     of = judged(config, 0.9)
     assert read_ledger(Path(config.root)).used == ("main", "main-2")

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.pipeline import STAGES, WATCH_THE_NETWORK, command, copied, environment, folder_of, manifest, unclip
+from tests.pipeline import BEGUN, STAGES, WATCH_THE_NETWORK, command, copied, environment, folder_of, manifest, unclip
 
 
 def test_it_ends_with_pictures_and_a_report(whole_run: tuple[Path, "subprocess.CompletedProcess[str]", Path]) -> None:
@@ -57,14 +57,6 @@ def test_counts_add_up_over_all_stages(root: Path) -> None:
         counts = manifest(root, stage)["counts"]
         assert isinstance(counts, dict)
         assert counts["rows_in"] == counts["kept"] + sum(counts["rejected"].values()), stage
-
-
-# what a kill waits for: the stage has begun to leave something, and is not yet done
-BEGUN = {
-    "source": "manifest.json", "download": "00000.tar", "curate": "00000.parquet", "clip": "training/step-*", "embed": "00000.parquet",
-    "select": "rows.parquet", "index": "manifest.json",
-    "prior": "diffusion/step-*", "decoder": "step-*", "upsampler": "first/step-*", "evaluate": "manifest.json",
-}  # fmt: skip
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ import pytest
 import s3fs
 
 import unclip
-from tests.pipeline import STAGES, command, environment, folder_of, manifest
+from tests.pipeline import BEGUN, STAGES, command, environment, folder_of, manifest
 from tests.s3 import file_system, local_s3
 from unclip import versions
 from unclip.config import RunConfig, load_config
@@ -266,35 +266,37 @@ def used(url: str, config: RunConfig, tmp_path: Path, monkeypatch: pytest.Monkey
     assert storage.find() == before
 
 
-# what a kill waits for up there: the stage has begun to leave something, and is not yet done
-BEGUN = {
-    "download": "shards/00000.json",
-    "embed": "embeddings/own/00000.json",
-    "prior": "prior/main/diffusion/step-",
-}
+# stages that put something up before their end, of which a kill waits for the first
+UP = {"download": "shards/00000.json", "embed": "embeddings/own/00000.json", "prior": "prior/main/diffusion/step-"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", BEGUN)
+@pytest.mark.parametrize("stage", STAGES)
 def test_another_machine_goes_on_where_one_died(stage: str, bucket: str, root: Path, tmp_path: Path) -> None:
     url = f"s3://{bucket}/mine"
     put_up(root, url, tmp_path, without=stage)
-    assert not Storage(url).find(folder_of(Path(), stage).as_posix())
+    folder = folder_of(Path(), stage).as_posix()
+    assert not Storage(url).find(folder)
+    here = tmp_path / "first" / local_root(url).name / folder
+
+    def has_begun() -> bool:
+        return any(name.startswith(UP[stage]) for name in Storage(url).find(folder)) if stage in UP else any(here.glob(BEGUN[stage]))
+
     work = [*command(stage, Path())[:-1], url]
     first = subprocess.Popen(work, env=on_machine("first", tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline, folder = time.monotonic() + 120, folder_of(Path(), stage).as_posix()
-    while first.poll() is None and time.monotonic() < deadline and not any(name.startswith(BEGUN[stage]) for name in Storage(url).find(folder)):
+    deadline = time.monotonic() + 240
+    while first.poll() is None and time.monotonic() < deadline and not has_begun():
         time.sleep(0.01)
     first.send_signal(signal.SIGKILL)
-    first.wait()
+    assert first.wait() == -signal.SIGKILL, "the first machine ended before it was killed"
     parts = {name: found.tag for name, found in Storage(url).find(folder).items() if name.rpartition("/")[2][:5].isdigit() and name.endswith(".json")}
-    assert Storage(url).info(LEASE) is not None, "the first machine ended before it was killed"
     time.sleep(LEASE_SECONDS + 2.5)
     again = subprocess.run(work, env=on_machine("second", tmp_path), capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr[-2000:]
     found, expected = manifests(url, stage), manifest(root, stage)
     assert found["finished"]
-    assert (found["digest"], found["counts"]) == (expected["digest"], expected["counts"])
+    if stage != "evaluate":  # the report holds times
+        assert (found["digest"], found["counts"]) == (expected["digest"], expected["counts"])
     now = Storage(url).find(folder)
     assert parts == {name: now[name].tag for name in parts}, "a part that was up was made again"
     assert Storage(url).info(LEASE) is None

@@ -1,4 +1,4 @@
-"""CLIP through open_clip, and the only file that imports it: make, load, save, encode, and the training loss.
+"""CLIP through open_clip: make, load, save, encode, and the training loss.
 
 A CLIP folder is what open_clip calls a local-dir: `open_clip_config.json` and `open_clip_model.safetensors`, so that
 anything else that speaks open_clip opens it too (`open_clip.create_model("local-dir:PATH")`).
@@ -241,60 +241,18 @@ def import_clip(folder: Path, model_name: str, pretrained: str) -> None:
         model, _, _ = open_clip.create_model_and_transforms(model_name, pretrained=pretrained, weights_only=True)
     except LOADING_ERRORS as error:
         raise UnclipError(f"open_clip could not load {model_name} with {pretrained!r}: {' '.join(str(error).split())[:300]}") from None
-    _require_plain(model, model_name)
+    require_plain(model, model_name)
     save_file({name: value.detach().contiguous() for name, value in model.state_dict().items()}, folder / WEIGHTS)
     write_json(folder / CONFIG, {"model_cfg": known, "preprocess_cfg": get_model_preprocess_cfg(model)})
     write_json(folder / ORIGIN, {"origin": f"{model_name} {pretrained}"})
 
 
-@dataclass(frozen=True)
-class PublishedClip:
-    """What a CLIP of open_clip's registry is, which its name alone says.
-
-    Attributes:
-        emb_width, text_width: E, and the width of the text states.
-        image_flops, text_flops: operations of a picture, and of a caption of `context_length` tokens; a product with a sum is two.
-    """
-
-    emb_width: int
-    text_width: int
-    context_length: int
-    parameters: int
-    image_flops: int
-    text_flops: int
-
-
-def published_clip(model_name: str) -> PublishedClip:
-    """Sizes and operations of a model of open_clip, from its network without any weights.
+def require_plain(model: nn.Module, name: str) -> None:
+    """Refuses a kind of CLIP whose caption embedding is not the state at its end-of-text token.
 
     Raises:
-        UnclipError: there is none of this name, or it is a kind of CLIP without a plain text tower.
+        UnclipError: it is one.
     """
-    import open_clip
-    from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
-    from torch.utils.flop_counter import FlopCounterMode
-
-    config = open_clip.get_model_config(model_name)
-    if config is None:
-        raise UnclipError(f"expected the name of a model of open_clip, such as ViT-L-14, got {model_name!r}")
-    if "hf_model_name" in config["text_cfg"] or "multimodal_cfg" in config:
-        raise UnclipError(f"expected a CLIP with a causal text tower that ends in the end-of-text token, got {model_name}")
-    with torch.device("meta"):  # shapes alone: neither memory nor time
-        quick = config.get("quick_gelu", False)
-        model = CLIP(config["embed_dim"], CLIPVisionCfg(**config["vision_cfg"]), CLIPTextCfg(**config["text_cfg"]), quick_gelu=quick)
-        _require_plain(model, model_name)
-        side = model.visual.image_size
-        height, width = side if isinstance(side, tuple) else (side, side)
-        with FlopCounterMode(display=False) as of_images:
-            model.encode_image(torch.empty(1, 3, height, width))
-        with FlopCounterMode(display=False) as of_texts:
-            model.encode_text(torch.empty(1, model.context_length, dtype=torch.long))
-    parameters = sum(value.numel() for value in model.parameters())
-    image_flops, text_flops = of_images.get_total_flops(), of_texts.get_total_flops()
-    return PublishedClip(config["embed_dim"], config["text_cfg"]["width"], model.context_length, parameters, image_flops, text_flops)
-
-
-def _require_plain(model: nn.Module, name: str) -> None:
     from open_clip.model import CLIP
 
     if not isinstance(model, CLIP) or model.text_pool_type != "argmax":
@@ -319,7 +277,7 @@ def load_clip(folder: Path, *, device: str = "cpu", precision: Precision = "fp32
         model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder.resolve()}", device=device)
     except LOADING_ERRORS as error:
         raise UnclipError(f"the CLIP in {folder} does not load: {' '.join(str(error).split())[:300]}") from None
-    _require_plain(model, str(folder))
+    require_plain(model, str(folder))
     model.eval().requires_grad_(False)
     if compiled:
         model.visual.compile(dynamic=True)

@@ -7,6 +7,16 @@ RUN_CONFIG = "run.json"  # in a root: the config that it was last worked on with
 CURATED, SELECTED = "_curated", "_selected"  # beside the parts that they speak of; Arrow and pandas pass over names that begin so
 
 
+def require_plain_name(setting: str, name: str) -> None:
+    """Refuses a name that would lead elsewhere as that of a folder.
+
+    Raises:
+        ValueError: it would.
+    """
+    if not name or "/" in name or name.startswith("."):
+        raise ValueError(f"{setting} must be a plain folder name, got {name!r}")
+
+
 @dataclass(frozen=True)
 class Paths:
     """The folder of each stage's result."""

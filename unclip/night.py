@@ -5,6 +5,7 @@ bounded time on the data as it is then; both are measured on the same held-out r
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,23 +99,33 @@ def begin(config: RunConfig) -> Night | None:
     if (left := ledger.open) is not None:
         if left.data == data and _is_wanted(config, ledger, left):
             return _night(config, ledger, left)
-        if not left.parent:
+        if not left.parent and left.name not in ledger.used:  # the first ones, which learn from what there is by now
             return _night(config, *_put(root, ledger, dataclasses.replace(left, data=data, rows=_rows(paths), last_shard=_last_shard(paths))))
-        ledger, _ = _put(root, ledger, dataclasses.replace(left, state="abandoned", why="the data or the settings changed before its end", ended=now()))
-        remove_folders(paths_of(config_of(config, left)), [paths_of(config_of(config, version)) for version in ledger.versions if version.name != left.name])
+        ledger = _given_up(config, ledger, left)
     current = ledger.current
     if current is not None and ledger.versions[-1].data == data and ledger.versions[-1].state != "abandoned":
         return _night(config, *_put(root, ledger, dataclasses.replace(current, state="open"))) if _wants_more(config, ledger, current) else None
     if current is None:
-        version = Version(name=config.evaluate.run, parent="", last_shard=_last_shard(paths), began=now())
+        version = Version(name=config.evaluate.run, last_shard=_last_shard(paths), began=now())
     else:
-        name = f"{ledger.versions[0].name}-{len(ledger.versions) + 1}"
+        taken = {version.name for version in ledger.versions}
+        name = next(name for number in itertools.count(len(taken) + 1) if (name := f"{ledger.versions[0].name}-{number}") not in taken)
         version = Version(name=name, parent=current.name, sections=_continued(config, current, name), last_shard=ledger.versions[0].last_shard, began=now())
     return _night(config, *_put(root, ledger, dataclasses.replace(version, data=data, rows=_rows(paths))))
 
 
+def _given_up(config: RunConfig, ledger: Ledger, left: Version) -> Ledger:
+    """The versions without one that is open: it is abandoned and its folders go, or, where it was finished before more was asked of it, it stays as it was."""
+    root = paths_of(config).root
+    if left.name in ledger.used:
+        return _put(root, ledger, dataclasses.replace(left, state="used"))[0]
+    kept = [paths_of(config_of(config, version)) for version in ledger.versions if version.name != left.name]
+    remove_folders(paths_of(config_of(config, left)), kept)
+    return _put(root, ledger, dataclasses.replace(left, state="abandoned", why="the data or the settings changed before its end", ended=now()))[0]
+
+
 def trained(night: Night, stage: str) -> Night:
-    """Takes down that a stage of a version has been trained, so that a run that goes on does not train it for another night."""
+    """Notes that a stage of a version has been trained, so that a run that goes on does not train it for another night."""
     ledger = read_ledger(paths_of(night.config).root)
     version = ledger.version(night.version.name)
     _, changed = _put(paths_of(night.config).root, ledger, dataclasses.replace(version, done=[*version.done, stage]))
@@ -132,8 +143,8 @@ def decide(night: Night) -> list[Verdict]:
     state: State = "used" if passed else "refused"
     judged = dataclasses.replace(night.version, state=state, why=why, numbers=numbers_of(after), ended=now())
     ledger = ledger.with_version(judged)
-    if before is not None and ledger.current is not None:  # measured again on tonight's data
-        ledger = ledger.with_version(dataclasses.replace(ledger.current, numbers=numbers_of(before)))
+    if before is not None:  # measured again on tonight's data
+        ledger = ledger.with_version(dataclasses.replace(ledger.version(judged.parent), numbers=numbers_of(before)))
     write_ledger(root, ledger.using(judged.name) if passed and ledger.current != judged else ledger)
     return verdicts
 
@@ -195,9 +206,14 @@ def _wants_more(config: RunConfig, ledger: Ledger, current: Version) -> bool:
 
 
 def _is_wanted(config: RunConfig, ledger: Ledger, left: Version) -> bool:
-    """Whether a version that was left open is still what the config asks for: one whose rate was too high is not begun again every night."""
+    """Whether a version that was left open is still what would be begun: with these settings, from the weights in use.
+
+    So one whose rate was too high is not tried again every night.
+    """
     if not left.parent:
         return True
+    if ledger.current is None or left.parent != ledger.current.name:
+        return False
     today = dataclasses.replace(left, sections=_continued(config, ledger.version(left.parent), left.name))
     return config_of(config, left) == config_of(config, today)
 

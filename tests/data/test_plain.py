@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.data.synthetic import write_part_of
-from unclip.data.plain import Chunk, as_float32, page_header, plain_columns, plain_vectors, read_chunks
+from unclip.data.plain import Chunk, as_float32, thrift_struct, plain_columns, plain_vectors, read_chunks
 from unclip.data.store import iter_batches
 from unclip.files import UnclipError
 
@@ -86,7 +86,7 @@ def test_no_flipped_bit_changes_a_vector_and_none_of_a_page_goes_unseen(tmp_path
     column = plain_columns(chunks_of(path)[0], schema, ["image_emb"])["image_emb"]
     with pa.memory_map(str(path)) as source:
         source.seek(column.begin)
-        header = page_header(memoryview(source.read(64)))[1]
+        header = thrift_struct(memoryview(source.read(64)))[1]
     unseen = []  # places in the header that say nothing of vectors, such as how levels are written
     for place in range(column.begin, column.end):
         for bit in range(8):
@@ -119,7 +119,7 @@ def test_pages_that_hold_other_vectors_than_the_schema_says_are_refused(tmp_path
 def test_a_header_that_is_none_is_a_value_error() -> None:
     for content in (b"", b"\x15", b"\x15\xff\xff", b"\x05\x80", b"\x19\xf0", b"\x1c" * 50, b"\x1d\x00"):
         with pytest.raises(ValueError, match="header"):
-            page_header(memoryview(content))
+            thrift_struct(memoryview(content))
 
 
 def test_every_half_is_made_single_as_numpy_does_it() -> None:

@@ -136,7 +136,7 @@ def test_rows_keep_their_place_and_new_ones_get_new_shards(tmp_path: Path) -> No
 
 def test_links_that_have_gone_from_the_source_are_named_where_that_is_wanted(tmp_path: Path) -> None:
     table, out = tmp_path / "links.csv", tmp_path / "source"
-    config = SourceConfig(path=str(table), follow_removals=True, heldout_fraction=0.0)
+    config = SourceConfig(path=str(table), follow_removals=True, max_gone=1.0, heldout_fraction=0.0)
     rows = [("https://a.example/1", "one"), ("https://a.example/2", "two"), ("https://a.example/3", "three")]
 
     def gone(rows: list[tuple[str, str]], config: SourceConfig) -> list[str]:
@@ -148,6 +148,8 @@ def test_links_that_have_gone_from_the_source_are_named_where_that_is_wanted(tmp
     assert gone(rows[1:], config) == ["https://a.example/1"]
     assert gone([*rows[1:], ("https://a.example/1", "another caption")], config) == []  # its picture is still wanted
     assert gone(rows[:1], dataclasses.replace(config, follow_removals=False)) == []
+    with pytest.raises(UnclipError, match=r"2 links of the 4 rows known before have gone .* more than source.max_gone 0.4"):
+        gone(rows[:1], dataclasses.replace(config, max_gone=0.4))
 
 
 def test_new_rows_change_the_digest_and_a_rewritten_file_with_the_same_rows_does_not(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ HOME = tempfile.mkdtemp(prefix="unclip-prefect-")
 os.environ |= {"PREFECT_API_URL": "", "PREFECT_HOME": HOME, "DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
 
 import shutil
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +23,13 @@ REPOSITORY = Path(__file__).parents[2]
 def clean_environment(**more: str) -> dict[str, str]:
     """The environment of someone who has set nothing for Prefect."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "DO_NOT_TRACK", "NO_ALBUMENTATIONS"))} | more
+
+
+def free_port() -> int:
+    """One that nothing listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def wait_for(what: str, holds: Callable[[], object], seconds: float) -> None:

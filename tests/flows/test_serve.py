@@ -5,7 +5,6 @@ import http.server
 import json
 import os
 import signal
-import socket
 import stat
 import subprocess
 import sys
@@ -29,7 +28,7 @@ from prefect.states import Cancelling
 from flows.automations import silent_runs
 from flows.registry import own_file
 from flows.server import ADDRESS, CREDENTIAL, answers, home_of
-from tests.flows.conftest import REPOSITORY, clean_environment, wait_for
+from tests.flows.conftest import REPOSITORY, clean_environment, free_port, wait_for
 
 pytestmark = pytest.mark.slow  # a real server
 
@@ -68,12 +67,6 @@ class Served:
     def server(self) -> psutil.Process:
         (server,) = [process for process in self.processes() if "server" in process.cmdline()]
         return server
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 @contextlib.contextmanager

@@ -137,7 +137,7 @@ def test_machines_that_train_together_get_the_same_command(harness: None, config
     together = {"nproc": 4, "nnodes": 2, "rdzv_endpoint": "node0:29400"}
     getattr(stages, name)(config, together)
     _, bound, _ = app.parse_args(commands[0][3:], exit_on_error=False, print_error=False)
-    assert bound.arguments == {"config": Path(config.root) / ".stage.json", "processes": Together(**together)}  # type: ignore[arg-type]
+    assert bound.arguments == {"config": stages.asked_file(name, config), "processes": Together(**together)}  # type: ignore[arg-type]
     with pytest.raises(Exception, match="expected rdzv_endpoint"):
         getattr(stages, name)(config, {"nnodes": 2})
 

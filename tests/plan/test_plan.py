@@ -10,12 +10,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from unclip.cli import app
 from unclip.cli.options import set_settings, split_settings
-from unclip.clip import PublishedClip, published_clip
 from unclip.config import RunConfig, load_config
 from unclip.data.index_kinds import Choice
 from unclip.files import UnclipError
 from unclip.plan.assumed import Assumed
 from unclip.plan.plan import Plan, make_plan
+from unclip.plan.published import PublishedClip, published_clip
 from unclip.plan.rates import read_rates
 from unclip.plan.work import embed_flops, index_flops, trainings
 from unclip.prior.condition import TextCondition

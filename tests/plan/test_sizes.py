@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from torch import nn
 
-from unclip.clip import PublishedClip
 from unclip.data.batch import Fetched
 from unclip.data.cache import open_pairs
 from unclip.data.contracts import embedding_schema
@@ -23,6 +22,7 @@ from unclip.data.source import TABLE, SourceConfig, build_source
 from unclip.files import write_json
 from unclip.plan import sizes
 from unclip.plan.assumed import Assumed
+from unclip.plan.published import PublishedClip
 from unclip.training.ema import Ema
 from unclip.training.optim import make_optimizers
 from unclip.training.snapshot import Trained

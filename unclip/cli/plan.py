@@ -46,8 +46,8 @@ def plan(
     markdown
         Print the table as data/README.md has it.
     """
-    from unclip.clip import published_clip
     from unclip.plan.plan import make_plan
+    from unclip.plan.published import published_clip
     from unclip.plan.rates import SECTION, read_rates
 
     rates = read_rates(take_settings(SECTION))

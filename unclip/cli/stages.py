@@ -83,6 +83,7 @@ def work_on(name: str, config: "RunConfig", dry_run: bool, section: Any = None) 
     if dry_run:
         _show_plan(config)
         return
+    from unclip.models import paths_of
     from unclip.night import check as fits
     from unclip.stages import is_done, run_stage
     from unclip.training.processes import crew, require_one_folder
@@ -94,7 +95,7 @@ def work_on(name: str, config: "RunConfig", dry_run: bool, section: Any = None) 
         fits(config)
         is_done(name, config)  # a config that does not fit the root, or this stage's folder, is refused before it is remembered
         remember(config)
-        require_one_folder(Path(config.root))
+        require_one_folder(paths_of(config).root)
         used = config if section is None else dataclasses.replace(config, **{name: section})
         manifest, worked = run_stage(name, used)
     if name == "evaluate":

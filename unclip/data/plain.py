@@ -50,7 +50,7 @@ def plain_columns(chunks: Mapping[str, Chunk], schema: pa.Schema, names: list[st
 
 
 def read_chunks(source: pa.NativeFile) -> list[dict[str, Chunk]]:
-    """Of each row group of a Parquet file its columns that are not nested any deeper than a list, by name.
+    """Of each row group of a Parquet file what its footer says of its columns, by their names.
 
     The footer is read here because pyarrow ends the process when it is asked for a column that a damaged one describes.
 
@@ -64,7 +64,7 @@ def read_chunks(source: pa.NativeFile) -> list[dict[str, Chunk]]:
     if tail[4:] != MAGIC or not 0 < length <= size - TAIL_BYTES:
         raise ValueError("the file does not end as a Parquet file does")
     source.seek(size - TAIL_BYTES - length)
-    footer, _ = page_header(memoryview(source.read(length)))
+    footer, _ = thrift_struct(memoryview(source.read(length)))
     return [_chunks_of(group) for group in _list(footer, ROW_GROUPS)]
 
 
@@ -108,7 +108,7 @@ def plain_vectors(source: pa.NativeFile, column: Chunk, rows: int, width: int) -
     chunk, filled = memoryview(source.read_buffer(column.end - column.begin)).cast("B"), 0
     at = 0
     while at < len(chunk):
-        header, size = page_header(chunk[at : at + HEADER_BYTES])
+        header, size = thrift_struct(chunk[at : at + HEADER_BYTES])
         about = header.get(DATA_HEADER)
         if header.get(PAGE_TYPE) != DATA_PAGE or not isinstance(about, dict) or about.get(ENCODING) != PLAIN:
             raise ValueError("expected pages of plain values")
@@ -146,7 +146,7 @@ def _number(fields: dict[int, Any], name: int) -> int:
     return value
 
 
-def page_header(content: memoryview, depth: int = 0) -> tuple[dict[int, Any], int]:
+def thrift_struct(content: memoryview, depth: int = 0) -> tuple[dict[int, Any], int]:
     """The fields of a struct in Thrift's compact protocol, by number, and how many bytes it takes.
 
     Raises:
@@ -185,7 +185,7 @@ def _value(content: memoryview, at: int, kind: int, depth: int) -> tuple[Any, in
             raise ValueError("a header is cut short")
         return content[at : at + size], at + size
     if kind == STRUCT:
-        fields, size = page_header(content[at:], depth + 1)
+        fields, size = thrift_struct(content[at:], depth + 1)
         return fields, at + size
     if kind == LIST:
         head, at = _byte(content, at), at + 1

@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ from unclip.data.again import NONE
 from unclip.data.contracts import REJECTED, SOURCE, Reason, iter_rows
 from unclip.data.extras import EXTRAS, as_text, extras_row, extras_schema, known_extras
 from unclip.data.folder import BY_HASH, ServedLink, folder_rows, visible_files
+from unclip.data.growth import Growth, writing
 from unclip.data.links import RefusedError, cleaned_url
 from unclip.data.lists import Tables, find_source
 from unclip.data.manifest import MANIFEST, Manifest, Stage, finished_manifest, is_current, read_manifest, runtime
-from unclip.data.marks import ID_DIGITS, NO_MARKS, Ids, Marks, link_hash
+from unclip.data.marks import NO_MARKS, Marks
 from unclip.data.tables import Row
 from unclip.files import UnclipError, fingerprint, remove, remove_leftovers, replacing
 from unclip.progress import progress
@@ -34,7 +35,6 @@ SCRATCH = ".brought.tmp"  # where tables behind a URL are read
 GONE_TABLE = "gone.parquet"  # links that are to be taken down, until they are
 TRAIN, HELDOUT = "train", "heldout"
 MAX_SHARD_SIZE = 100_000  # a row's number in its shard is five digits of its key
-ROWS_AT_ONCE = 10_000
 SPLIT = re.compile(r"[^\W_][\w .-]{0,63}")  # it names folders, and stands in tables and on pages
 SHOWN = 200  # characters of a rejected value that are kept
 
@@ -58,6 +58,7 @@ class SourceConfig:
     heldout_fraction: float = 0.05  # of the captions, where no column says it
     shard_size: int = 1000  # rows
     follow_removals: bool = runtime(False)  # `unclip run` takes down the pictures of links that have gone from the source
+    max_gone: float = runtime(0.1)  # of the table's rows, that may be taken down so at once
     allow_private: bool = False  # follow links to private, loopback and link-local addresses
 
     __pydantic_config__ = {"extra": "forbid"}
@@ -65,6 +66,8 @@ class SourceConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.heldout_fraction < 1:
             raise ValueError(f"heldout_fraction must be in [0, 1), got {self.heldout_fraction}")
+        if not 0 <= self.max_gone <= 1:
+            raise ValueError(f"max_gone must be in [0, 1], got {self.max_gone}")
         if not 1 <= self.shard_size <= MAX_SHARD_SIZE:
             raise ValueError(f"shard_size must be in [1, {MAX_SHARD_SIZE}], got {self.shard_size}")
         if is_url(self.path):
@@ -162,17 +165,27 @@ def _build(out: Path, config: SourceConfig, removed: Marks, again: frozenset[str
     if not rows_in:
         raise UnclipError(f"{config.path} is empty: it has no rows")
     kept = rows_in - reasons.total()
-    if kept:
-        remove(out / GONE_TABLE)  # of an earlier source
-        if config.follow_removals and (gone := growth.gone_links(iter_rows(out / TABLE, SOURCE))):
-            with replacing(out / GONE_TABLE) as aside:
-                pq.write_table(pa.table({"url": gone}), aside)
     if not kept:
         reason, count = reasons.most_common(1)[0]
         raise UnclipError(
             f"none of the {rows_in} rows of {config.path} can be used; the commonest reason is {reason!r} ({count} rows). See {out / REJECTED_TABLE}"
         )
+    remove(out / GONE_TABLE)  # of an earlier source
+    if config.follow_removals and (gone := growth.gone_links(iter_rows(out / TABLE, SOURCE))):
+        _refuse_too_many(len(gone), growth.counts(), config)
+        with replacing(out / GONE_TABLE) as aside:
+            pq.write_table(pa.table({"url": gone}), aside)
     return {"rows_in": rows_in, "kept": kept, "rejected": dict(sorted(reasons.items()))} | growth.counts(), growth.digest(), growth.not_tried
+
+
+def _refuse_too_many(gone: int, counts: Mapping[str, Any], config: SourceConfig) -> None:
+    """A list that came short for a day must not cost its pictures: what is taken down stays away for good."""
+    known = counts["rows"] - counts["new"] - counts["again"]
+    if gone > config.max_gone * known:
+        raise UnclipError(
+            f"{gone:,} links of the {known:,} rows known before have gone from {config.path}, more than source.max_gone {config.max_gone:g} lets be "
+            "taken down at once; see that the list is whole, or allow more"
+        )
 
 
 class _NothingUsableError(Exception):
@@ -234,34 +247,6 @@ def _table_rows(out: Path, tables: Tables, config: SourceConfig) -> tuple[Iterat
     return (Row((*row.values[:2], BY_HASH, *row.values[2:]), row.problem) for row in rows), tables.count()
 
 
-class RowWriter:
-    """A Parquet file that rows are added to one by one."""
-
-    def __init__(self, file: pq.ParquetWriter, schema: pa.Schema) -> None:
-        self._file, self._schema = file, schema
-        self._rows: list[dict[str, object]] = []
-
-    def add(self, row: dict[str, object]) -> None:
-        """Takes a row in."""
-        self._rows.append(row)
-        if len(self._rows) >= ROWS_AT_ONCE:
-            self.flush()
-
-    def flush(self) -> None:
-        """Writes the rows that wait."""
-        self._file.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
-        self._rows = []
-
-
-@contextlib.contextmanager
-def writing(path: Path, schema: pa.Schema) -> Iterator[RowWriter]:
-    """A Parquet file to add rows to, which takes its place when the block ends well."""
-    with replacing(path) as aside, pq.ParquetWriter(aside, schema, compression="zstd", write_page_checksum=True) as file:
-        writer = RowWriter(file, schema)
-        yield writer
-        writer.flush()
-
-
 def leads_to(removed: Marks, url: object) -> bool:
     """Whether a link, in any spelling that is cleaned, is one that was removed."""
     if not removed.hashes or not isinstance(url, str):
@@ -274,87 +259,3 @@ def leads_to(removed: Marks, url: object) -> bool:
 
 def _shown(value: object) -> str | None:
     return None if value is None or isinstance(value, RefusedError) else str(value)[:SHOWN].encode(errors="replace").decode()
-
-
-class Growth:
-    """The source table as it grows: rows that it knows keep their shard, new ones fill new shards.
-
-    Of a row no more than its id is held in memory. What was removed keeps its place, as a row without link and caption.
-    """
-
-    def __init__(self, table: RowWriter, known: Iterable[dict[str, Any]], shard_size: int, removed: Marks, again: frozenset[str] = NONE) -> None:
-        self._table, self._shard_size, self._removed = table, shard_size, removed
-        self._hash = hashlib.sha256()
-        self._splits: Counter[str] = Counter()
-        self._shards = self._new = self._num_known = self._num_seen_again = self._num_again = 0
-        self._known, self._seen, self._links = Ids(), Ids(), Ids()
-        self._again = set(again)
-        for row in known:
-            self._write(row if row["url"] not in removed else row | {"url": "", "caption": ""})
-            self._num_known += self._known.add(row["id"])
-            self._shards = max(self._shards, row["shard"] + 1)
-        self._first_new_shard = self._shards
-
-    def add(self, url: str, caption: str, split: str) -> tuple[str, int] | None:
-        """Takes a row of the source in; id and shard of one that is new or tried again.
-
-        Raises RefusedError where the same one came before, or its link was removed.
-        """
-        if url in self._removed:
-            raise RefusedError("removed")
-        self._links.add(link_hash(url)[:ID_DIGITS])
-        name = row_id(url, caption)
-        if not self._seen.add(name):
-            raise RefusedError("duplicate url and caption")
-        if name in self._known:
-            self._num_seen_again += 1
-            if name not in self._again:
-                return None
-            self._again.remove(name)
-            self._num_again += 1
-        shard = self._first_new_shard + self._new // self._shard_size
-        self._write({"id": name, "url": str(url), "caption": caption, "split": split, "shard": shard})
-        self._new += 1
-        self._shards = shard + 1
-        return name, shard
-
-    def gone_links(self, table: Iterable[dict[str, Any]]) -> list[str]:
-        """The links of the table that no row of the source has any longer, with whatever caption."""
-        if self._num_known == self._num_seen_again:
-            return []
-        return sorted({row["url"] for row in table if row["url"] and link_hash(row["url"])[:ID_DIGITS] not in self._links})
-
-    def knew(self, name: str, shard: int) -> bool:
-        """Whether the table held a row of this id before, and shards as far as this one."""
-        return name in self._known and shard < self._first_new_shard
-
-    @property
-    def not_tried(self) -> frozenset[str]:
-        """The ids of rows that were to be tried again, but that the source has no longer."""
-        return frozenset(self._again)
-
-    def _write(self, row: dict[str, Any]) -> None:
-        self._table.add(row)
-        self._hash.update(f"{row['id']} {row['shard']} {row['split']}{'' if row['url'] else ' removed'}\n".encode())
-        self._splits[row["split"]] += 1
-
-    def counts(self) -> dict[str, object]:
-        """What the table holds: rows, those new in it, those that are tried again, those that the source no longer has, shards, rows a split."""
-        gone = self._num_known - self._num_seen_again
-        return {
-            "rows": self._splits.total(),
-            "new": self._new - self._num_again,
-            "again": self._num_again,
-            "gone": gone,
-            "shards": self._shards,
-            "splits": dict(sorted(self._splits.items())),
-        }
-
-    def digest(self) -> str:
-        """Changes when any row of the table does."""
-        return self._hash.hexdigest()
-
-
-def row_id(url: str, caption: str) -> str:
-    """The id of a row: the first 16 hexadecimal digits of the SHA-256 of its link and caption."""
-    return hashlib.sha256(f"{url}\0{caption}".encode()).hexdigest()[:ID_DIGITS]

@@ -24,6 +24,7 @@ from unclip.data.download import SCRATCH, shard_files, shard_origin, source_shar
 from unclip.data.embed import part_origin, write_part
 from unclip.data.extras import EXTRAS, known_extras
 from unclip.data.folder import served_folder
+from unclip.data.growth import Growth, writing
 from unclip.data.links import RefusedError, cleaned_url
 from unclip.data.manifest import Part, parts_digest, read_manifest, read_part, restate, sum_counts, write_part_record
 from unclip.data.marks import Marks
@@ -31,7 +32,7 @@ from unclip.data.outcomes import KEPT
 from unclip.data.pack import NAME_DIGITS, write_shard
 from unclip.data.serve import HOST, file_below
 from unclip.data.shards import curated_part, kept_rows, shards_digest
-from unclip.data.source import REJECTED_TABLE, SHOWN, TABLE, Growth, leads_to, writing
+from unclip.data.source import REJECTED_TABLE, SHOWN, TABLE, leads_to
 from unclip.data.stats import STATS, write_stats
 from unclip.files import UnclipError, read_json, remove, remove_leftovers, replacing, write_json
 from unclip.layout import SELECTED

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from unclip.data.manifest import MANIFEST, finished_manifest, runtime
 from unclip.data.store import rows_digest
 from unclip.generate import GenerateConfig
-from unclip.layout import Paths
+from unclip.layout import Paths, require_plain_name
 from unclip.prior.condition import PriorKind
 
 RungName = Literal["draw", "priors", "image", "caption"]
@@ -65,6 +65,7 @@ class EvaluateConfig:
     batch_size: int = runtime(64)
 
     def __post_init__(self) -> None:
+        require_plain_name("run", self.run)
         if not 1 <= self.num_shown <= self.num_pictures <= self.num_captions:
             raise ValueError(f"expected 1 <= num_shown <= num_pictures <= num_captions, got {self.num_shown}, {self.num_pictures}, {self.num_captions}")
         if self.batch_size < 1:

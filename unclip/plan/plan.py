@@ -4,12 +4,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from unclip.clip import PublishedClip
 from unclip.config import RunConfig
 from unclip.data.index_kinds import KINDS, Choice, choices_for, choose
 from unclip.files import UnclipError
 from unclip.plan import sizes
 from unclip.plan.assumed import Assumed
+from unclip.plan.published import PublishedClip
 from unclip.plan.rates import Rates
 from unclip.plan.work import Training, embed_flops, index_flops, trainings
 from unclip.training.snapshot import KEPT_CHECKPOINTS

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-from unclip.clip import published_clip
 from unclip.files import UnclipError
+from unclip.plan.published import published_clip
 
 SECTION = "rate"
 STAGES = ("download", "embed", "select", "index", "prior", "decoder", "upsampler")  # those that `--rate.STAGE` is known for

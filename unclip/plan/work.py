@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from unclip.clip import PublishedClip
 from unclip.config import RunConfig
 from unclip.data.index_kinds import Choice
 from unclip.decoder import Decoder, DecoderCondition
 from unclip.plan.assumed import Assumed
+from unclip.plan.published import PublishedClip
 from unclip.prior.condition import TextCondition
 from unclip.prior.diffusion import DiffusionPrior
 from unclip.training.config import TrainingConfig

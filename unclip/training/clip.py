@@ -12,6 +12,7 @@ from unclip.clip import TowerConfig, contrastive_loss, import_clip, make_clip, s
 from unclip.data.loader import Piece
 from unclip.data.manifest import Manifest, finished_manifest, runtime
 from unclip.files import sha256_file
+from unclip.layout import require_plain_name
 from unclip.training.clip_data import PairBatch, open_clip_pairs
 from unclip.training.config import TrainingConfig
 from unclip.training.draws import Draws
@@ -46,8 +47,7 @@ class ClipConfig:
             raise ValueError(f"model and pretrained go together, got model={self.model!r} and pretrained={self.pretrained!r}")
         if self.num_workers < 0:
             raise ValueError(f"num_workers must not be negative, got {self.num_workers}")
-        if not self.name or "/" in self.name or self.name.startswith("."):
-            raise ValueError(f"name must be a plain folder name, got {self.name!r}")
+        require_plain_name("name", self.name)
         if self.training.accumulate != 1:
             raise ValueError(f"CLIP's loss compares the whole batch; expected training.accumulate 1, got {self.training.accumulate}")
 

@@ -15,6 +15,7 @@ from unclip.data.stats import read_stats
 from unclip.data.store import emb_width, rows_digest, text_width
 from unclip.decoder import Decoder, DecoderConfig
 from unclip.diffusion.loss import StepSampling
+from unclip.layout import require_plain_name
 from unclip.training.config import TrainingConfig
 from unclip.training.decoder_loss import DecoderBatch, decoder_loss
 from unclip.training.draws import Draws
@@ -51,6 +52,7 @@ class DecoderStageConfig:
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(batch_size=64, betas=(0.9, 0.999)))
 
     def __post_init__(self) -> None:
+        require_plain_name("run", self.run)
         for name in ("drop_image_prob", "drop_text_prob", "drop_both_prob"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")

@@ -10,6 +10,7 @@ from unclip import checkpoint
 from unclip.data.manifest import Manifest, Stage, finished_manifest, is_current, read_manifest, runtime
 from unclip.data.store import iter_batches, rows_digest
 from unclip.files import fingerprint
+from unclip.layout import require_plain_name
 from unclip.prior.condition import PRIOR_KINDS, Prior, PriorKind
 from unclip.prior.kinds import load_prior
 from unclip.training.prior_autoregressive import AutoregressivePriorTraining, train_autoregressive_prior
@@ -39,6 +40,7 @@ class PriorConfig(DiffusionPriorTraining):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_plain_name("run", self.run)
         if not self.kinds or len(set(self.kinds)) < len(self.kinds):
             raise ValueError(f"kinds must name at least one kind, each once, got {list(self.kinds)}")
 

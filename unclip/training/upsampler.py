@@ -20,6 +20,7 @@ from unclip.diffusion.loss import StepSampling, min_snr_weight, steps_at
 from unclip.diffusion.process import add_noise, target
 from unclip.diffusion.schedule import make_schedule
 from unclip.files import UnclipError, fingerprint
+from unclip.layout import require_plain_name
 from unclip.nn.unet import UNetConfig
 from unclip.training.config import TrainingConfig
 from unclip.training.draws import Draws
@@ -94,6 +95,7 @@ class UpsamplerStageConfig:
     second: UpsamplerTraining = field(default_factory=_second)
 
     def __post_init__(self) -> None:
+        require_plain_name("run", self.run)
         if not 0 <= self.num_upsamplers <= len(PLACES):
             raise ValueError(f"num_upsamplers must be 0, 1 or 2, got {self.num_upsamplers}")
         if self.num_upsamplers == 2 and self.second.network.low_size != self.first.network.unet.image_size:
