@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.data.synthetic import write_part_of
-from unclip.data.plain import Chunk, as_float32, thrift_struct, plain_columns, plain_vectors, read_chunks
+from unclip.data.plain import Chunk, as_float32, plain_columns, plain_vectors, read_chunks, thrift_struct
 from unclip.data.store import iter_batches
 from unclip.files import UnclipError
 
