@@ -10,12 +10,14 @@ import pytest
 from tests.evaluation.test_gate import report
 from tests.pipeline import copied, unclip
 from unclip import night, versions
+from unclip.checkpoint import read_tensors
 from unclip.config import RunConfig, load_config
 from unclip.data.manifest import read_manifest
 from unclip.files import UnclipError, write_json
 from unclip.gallery import RECORD
 from unclip.models import paths_of
 from unclip.roots import holding_run
+from unclip.stages import run_stage
 from unclip.training.run import last_checkpoint
 from unclip.training.snapshot import whence
 from unclip.versions import Version, in_use, read_ledger, write_ledger
@@ -84,6 +86,19 @@ def test_new_data_makes_a_version_that_begins_with_the_weights_in_use(config: Ru
         assert whence(ours.prior / kind, section.training.warm_start) == last_checkpoint(theirs.prior / kind, f"prior-{kind}")  # type: ignore[attr-defined]
     assert ours.report != theirs.report
     assert of.config.evaluate.last_shard == of.rival.evaluate.last_shard == "00002"  # the same held-out rows for both
+
+
+def test_the_priors_of_a_night_begin_with_the_weights_in_use(config: RunConfig) -> None:
+    of = begun(config)
+    assert run_stage("prior", of.config)[1]
+    ours, theirs = paths_of(of.config).prior, paths_of(config).prior
+    for kind in ("diffusion", "autoregressive", "regression"):
+        new, old = (read_tensors(last_checkpoint(run / kind, f"prior-{kind}") / "ema.safetensors") for run in (ours, theirs))
+        assert new.keys() == old.keys()
+        moved = {name: float((new[name].float() - old[name].float()).abs().max()) for name in new if name != "eps_square"}
+        assert 0 < max(moved.values()) < 0.01, kind  # one step at a fifth of the rate: from the start they would be elsewhere
+        if kind == "autoregressive":  # what its codes mean is not learnt anew under a network that knows them
+            assert all(distance == 0 for name, distance in moved.items() if name.startswith("codes."))
 
 
 def test_a_run_that_died_is_gone_on_with_and_trains_no_stage_twice(config: RunConfig) -> None:

@@ -82,13 +82,14 @@ def source_inputs(config: SourceConfig, removed: Marks = NO_MARKS, again: frozen
     """A digest of what the stage would read: the bytes of tables, behind a URL their names, sizes and tags; the names, sizes
     and times of a folder's files; what was removed.
 
-    Rows that are to be tried again (their ids) are an input until they have their place.
+    Rows that are to be tried again (their ids) are an input until they have their place, and so is the wish to follow
+    removals: a source that was read without it is read again for the links that have gone.
 
     Raises:
         UnclipError: the path is not there, or nothing of the kind that this stage reads.
     """
     path = _named(config)
-    more = removed.inputs() | ({"again": fingerprint(sorted(again))} if again else {})
+    more = removed.inputs() | ({"again": fingerprint(sorted(again))} if again else {}) | ({"removals": "followed"} if config.follow_removals else {})
     if isinstance(path, Tables):
         path.count()
         return path.inputs() | more
