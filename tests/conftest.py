@@ -8,6 +8,7 @@ import fcntl
 import json
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,11 @@ def _run_whole(folder: Path) -> None:
 def root(whole_run: tuple[Path, object, Path]) -> Path:
     """The finished data root; only to be read, or copied."""
     return whole_run[0]
+
+
+@pytest.fixture
+def sole_download(root: Path) -> Iterator[None]:
+    """No other test process downloads the pictures of a copy of `root` meanwhile: all copies serve them on one port."""
+    with (root.parent / "port").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

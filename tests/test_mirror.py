@@ -144,6 +144,26 @@ def test_another_machine_finds_the_same_and_nothing_moves_twice(tmp_path: Path) 
     assert not [change for change in place.changes if ".tar" in change or "safetensors" in change]
 
 
+def test_a_machine_may_die_while_plain_files_go(tmp_path: Path) -> None:
+    with working(Counting(tmp_path / "before"), tmp_path / "first"):
+        for name in ("gone", "gone too", "stays"):
+            write_json(tmp_path / "first/world" / f"{name}.json", {"name": name})
+    for moment in range(4):  # the seal goes, two files go, the seal of what is left comes
+        base = tmp_path / str(moment)
+        shutil.copytree(tmp_path / "before", base / "place")
+        dying = Counting(base / "place", dies_after=moment)
+        with pytest.raises(Killed), working(dying, base / "a"):
+            remove_all(base / "a/world", "gone*")
+        with working(Counting(base / "place"), base / "b"):
+            assert (base / "b/world/stays.json").is_file()
+
+
+def remove_all(folder: Path, pattern: str) -> None:
+    """Removes what matches."""
+    for path in sorted(folder.glob(pattern)):
+        path.unlink()
+
+
 @pytest.mark.parametrize("content", ["x", "y"])  # begun anew; and made again over what was there
 def test_a_machine_may_die_at_any_change(content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "_flush", lambda path: None)  # thousands of files; the disk itself does not die here

@@ -61,7 +61,9 @@ def test_counts_add_up_over_all_stages(root: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
-def test_killed_in_any_stage_it_goes_on_to_the_same_result(stage: str, root: Path, tmp_path: Path) -> None:
+def test_killed_in_any_stage_it_goes_on_to_the_same_result(stage: str, root: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    if stage == "download":
+        request.getfixturevalue("sole_download")
     copy = copied(root, tmp_path / "root")
     folder = folder_of(copy, stage)
     shutil.rmtree(folder)

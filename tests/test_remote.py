@@ -228,12 +228,12 @@ def test_models_are_chosen_by_hand_from_a_machine_that_holds_nothing_of_the_root
 # what takes whole stages
 
 
+@pytest.mark.usefixtures("sole_download")
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # all stages, after those of the root that it is compared with
 def test_the_whole_pipeline_on_a_url_comes_to_the_same_as_in_a_folder(bucket: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"s3://{bucket}/mine"
-    served = json.loads((root / "source/serve.json").read_text())
-    Storage(url).write("source/serve.json", json.dumps(served).encode())  # the same port, so that links and their hashes are the same
+    same_links(root, url)
     config = load_config(preset="tiny", settings={"root": url})
     for number, name in enumerate(ALL_STAGES):
         monkeypatch.setenv("UNCLIP_WORKING_COPIES", str(tmp_path / f"machine {number % 2}"))  # two machines in turn
@@ -247,6 +247,11 @@ def test_the_whole_pipeline_on_a_url_comes_to_the_same_as_in_a_folder(bucket: st
     bring_records(config)
     assert [name for name in ALL_STAGES if not is_done(name, config)] == []
     used(url, config, tmp_path, monkeypatch)
+
+
+def same_links(root: Path, url: str) -> None:
+    """Has a world behind a URL served on the port that a local root's is, so that links and their hashes are the same."""
+    Storage(url).write("source/serve.json", (root / "source/serve.json").read_bytes())
 
 
 def used(url: str, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,11 +277,15 @@ UP = {"download": "shards/00000.json", "embed": "embeddings/own/00000.json", "pr
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
-def test_another_machine_goes_on_where_one_died(stage: str, bucket: str, root: Path, tmp_path: Path) -> None:
+def test_another_machine_goes_on_where_one_died(stage: str, bucket: str, root: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    if stage == "download":
+        request.getfixturevalue("sole_download")
     url = f"s3://{bucket}/mine"
     put_up(root, url, tmp_path, without=stage)
     folder = folder_of(Path(), stage).as_posix()
     assert not Storage(url).find(folder)
+    if stage == "source":
+        same_links(root, url)
     here = tmp_path / "first" / local_root(url).name / folder
 
     def has_begun() -> bool:
@@ -302,6 +311,7 @@ def test_another_machine_goes_on_where_one_died(stage: str, bucket: str, root: P
     assert Storage(url).info(LEASE) is None
 
 
+@pytest.mark.usefixtures("sole_download")
 @pytest.mark.slow
 def test_what_is_broken_there_is_named_and_repaired(bucket: str, root: Path, tmp_path: Path) -> None:
     url = f"s3://{bucket}/mine"

@@ -12,6 +12,8 @@ from unclip.files import UnclipError
 from unclip.models import paths_of
 from unclip.space import SPARE_BYTES, expected_bytes, require_space
 from unclip.stages import run_stage
+from unclip.training.run import last_checkpoint
+from unclip.training.snapshot import KEPT_CHECKPOINTS
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -38,6 +40,13 @@ def test_a_stage_writes_no_more_than_expected_and_not_much_less(stage: str, conf
             record.unlink()
     expected = expected_bytes(stage, config, paths)
     assert 0.7 * written < expected < 6 * written  # a tiny root's: fixed sizes and three checkpoints weigh more than in a real one
+
+
+def test_a_training_may_hold_all_that_it_keeps_and_one_more(config: RunConfig) -> None:
+    paths = paths_of(config)
+    one = sum(path.stat().st_size for path in last_checkpoint(paths.decoder, "decoder").rglob("*.*"))
+    # moments are foreseen for AdamW, which keeps two; Muon keeps one
+    assert (KEPT_CHECKPOINTS + 1) * one * 0.95 < expected_bytes("decoder", config, paths) < (KEPT_CHECKPOINTS + 1) * one * 1.4
 
 
 def test_what_is_done_is_not_expected_again(config: RunConfig) -> None:

@@ -81,6 +81,7 @@ def test_each_fault_is_found_and_named(copy: Path, stage: str, file: str, break_
     assert says in fault.what
 
 
+@pytest.mark.usefixtures("sole_download")
 def test_what_select_left_is_looked_at_and_its_decisions_outlive_its_tables(copy: Path) -> None:
     folder, config = folder_of(copy, "select"), load_config(file=copy / "run.json")
     decided = (folder / "rows.parquet").read_bytes()
@@ -102,6 +103,7 @@ def test_a_part_without_a_shard_is_found(copy: Path) -> None:
     assert found(copy) == [Fault("embed", "00009", "it has no shard")]
 
 
+@pytest.mark.usefixtures("sole_download")
 def test_repair_makes_again_what_is_at_fault_and_nothing_else(copy: Path, root: Path) -> None:
     flip_a_byte(folder_of(copy, "embed") / "00000.parquet")
     cut(folder_of(copy, "download") / "00001.tar")

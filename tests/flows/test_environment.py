@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -157,6 +158,25 @@ def test_only_the_servers_of_dead_runs_on_the_same_home_are_reaped(tmp_path: Pat
         assert owned.poll() is None
     finally:
         for process in (orphan, elsewhere, owned):
+            process.kill()
+            process.wait()
+
+
+def test_a_process_number_that_was_given_again_is_no_owner(tmp_path: Path) -> None:
+    program = f'read owner; export {STARTED_BY}=$owner; exec "$@"'  # the owner is named once it is there, which is later
+    command = ["sh", "-c", program, "sh", sys.executable, "-c", SLEEP, SERVER]
+    orphan = subprocess.Popen(command, env=os.environ | {"PREFECT_HOME": str(tmp_path)}, stdin=subprocess.PIPE)
+    time.sleep(0.1)  # processes know their birth to a hundredth of a second
+    young = subprocess.Popen([sys.executable, "-c", SLEEP])
+    try:
+        assert orphan.stdin is not None
+        orphan.stdin.write(f"{young.pid}\n".encode())
+        orphan.stdin.close()
+        wait_for("it to be there", lambda: psutil.Process(orphan.pid).environ().get(STARTED_BY) == str(young.pid), 10)
+        assert reap_orphans(tmp_path) == [orphan.pid]
+        assert young.poll() is None
+    finally:
+        for process in (orphan, young):
             process.kill()
             process.wait()
 
