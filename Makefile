@@ -1,7 +1,7 @@
 # make demo       the whole pipeline on an embedded data set (WORLD=shapes or emoji), ends with pictures and a report
 # make test       every gate: format, lint, types, import contracts, tests
 # make test-all   the same, and then the tests that take minutes: kills at random, fault servers under load
-# make pictures   the pictures of README's "Using the models", from a root that `make demo` has finished (ROOT=data/demo)
+# make pictures   the pictures of README's "Using the models", from a root that `make demo` has finished (WORLD=emoji for the other)
 # make bench      speed and memory of each hot path beside its peers (ONLY="prior" for one of them)
 
 PYTHON ?= python3
@@ -20,21 +20,32 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 demo: environment
 	$(BIN)/unclip run --preset $(PRESET_$(WORLD))
 
-ROOT ?= data/demo
+ROOT ?= data/$(PRESET_$(WORLD))
 MADE := $(ROOT)/pictures
-RING := $(ROOT)/world/images/heldout-scene-000001.png
-CIRCLE := $(ROOT)/world/images/heldout-scene-000005.png
+FIRST_shapes := heldout-scene-000001
+SECOND_shapes := heldout-scene-000005
+FROM_shapes := a large blue circle
+TO_shapes := a large red circle
+FILL_shapes := a large red star
+FIRST_emoji := 1f44d-1f3fd
+SECOND_emoji := 1f478-1f3fb
+FROM_emoji := princess: light skin tone
+TO_emoji := princess: dark skin tone
+FILL_emoji := man mage: dark skin tone
+PREFIX_emoji := emoji-
+FIRST := $(ROOT)/world/images/$(FIRST_$(WORLD)).png
+SECOND := $(ROOT)/world/images/$(SECOND_$(WORLD)).png
 
 pictures: environment
 	mkdir -p $(MADE)
-	$(BIN)/python -c "from PIL import Image; m = Image.new('L', Image.open('$(CIRCLE)').size); w, h = m.size; m.paste(255, (w // 5, h // 5, w - w // 5, h - h // 5)); m.save('$(MADE)/mask.png')"
-	$(BIN)/unclip variations $(RING) --root $(ROOT) --num 7 --eta 0.8 --steps 50 --out $(MADE)/variations --overwrite
-	$(BIN)/unclip interpolate $(RING) $(CIRCLE) --root $(ROOT) --num 6 --steps 50 --out $(MADE)/interpolate --overwrite
-	$(BIN)/unclip edit $(CIRCLE) --from "a large blue circle" --to "a large red circle" --root $(ROOT) --guidance 2 --steps 50 --out $(MADE)/edit --overwrite
-	$(BIN)/unclip inpaint $(CIRCLE) "a large red star" --mask $(MADE)/mask.png --root $(ROOT) --num 6 --steps 25 --resamples 2 --out $(MADE)/inpaint --overwrite
-	$(BIN)/unclip reconstruct $(RING) --pca 4,8,12,16,24,32,64 --root $(ROOT) --steps 50 --out $(MADE)/reconstruct --overwrite
-	for made in variations interpolate edit inpaint reconstruct; do cp $(MADE)/$$made/sheet.png data/pictures/$$made.png; done
-	cp $(MADE)/interpolate/animation.gif data/pictures/interpolate.gif
+	$(BIN)/python -c "from PIL import Image; m = Image.new('L', Image.open('$(SECOND)').size); w, h = m.size; m.paste(255, (w // 5, h // 5, w - w // 5, h - h // 5)); m.save('$(MADE)/mask.png')"
+	$(BIN)/unclip variations $(FIRST) --root $(ROOT) --num 7 --eta 0.8 --steps 50 --out $(MADE)/variations --overwrite
+	$(BIN)/unclip interpolate $(FIRST) $(SECOND) --root $(ROOT) --num 6 --steps 50 --out $(MADE)/interpolate --overwrite
+	$(BIN)/unclip edit $(SECOND) --from "$(FROM_$(WORLD))" --to "$(TO_$(WORLD))" --root $(ROOT) --guidance 2 --steps 50 --out $(MADE)/edit --overwrite
+	$(BIN)/unclip inpaint $(SECOND) "$(FILL_$(WORLD))" --mask $(MADE)/mask.png --root $(ROOT) --num 6 --steps 25 --resamples 2 --out $(MADE)/inpaint --overwrite
+	$(BIN)/unclip reconstruct $(FIRST) --pca 4,8,12,16,24,32,64 --root $(ROOT) --steps 50 --out $(MADE)/reconstruct --overwrite
+	for made in variations interpolate edit inpaint reconstruct; do cp $(MADE)/$$made/sheet.png data/pictures/$(PREFIX_$(WORLD))$$made.png; done
+	cp $(MADE)/interpolate/animation.gif data/pictures/$(PREFIX_$(WORLD))interpolate.gif
 
 test: environment-dev
 	$(BIN)/ruff format --check .
