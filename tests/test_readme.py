@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from tests.pipeline import environment, folder_of
 from unclip.cli.app import app
 from unclip.cli.options import split_settings
+from unclip.data.cache import open_vectors
 
 HERE = Path(__file__).resolve().parents[1]
 
@@ -24,9 +26,11 @@ def test_there_are_three_ways_to_open_the_store() -> None:
 
 
 @pytest.mark.parametrize("number", range(3))
-def test_the_store_opens_from_outside(number: int, root: Path) -> None:
-    store = folder_of(root, "embed")
-    assert (store / "_cache").is_dir(), "the folder as training leaves it, with all that is not a part"
+def test_the_store_opens_from_outside(number: int, root: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(folder_of(root, "embed"), store)
+    open_vectors(store, split="train", text_tokens=True)
+    assert (store / "_cache").is_dir(), "the folder as a training has it, with all that is not a part"
     done = subprocess.run([sys.executable, "-c", blocks("data/README.md")[number]], cwd=store, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout
