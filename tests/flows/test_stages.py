@@ -1,5 +1,6 @@
 """The flows: every stage in its order, one child a stage, and only what time may cure is tried again."""
 
+import dataclasses
 import contextlib
 import json
 import sys
@@ -134,10 +135,10 @@ def test_every_stage_is_a_command_that_takes_the_config(name: str) -> None:
 def test_machines_that_train_together_get_the_same_command(harness: None, config: RunConfig, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     commands: list[list[str]] = []
     monkeypatch.setattr(stages, "run_child", lambda command, *, name, say: commands.append(command))
-    together = {"nproc": 4, "nnodes": 2, "rdzv_endpoint": "node0:29400"}
-    getattr(stages, name)(config, together)
+    together = Together(nproc=4, nnodes=2, rdzv_endpoint="node0:29400")
+    getattr(stages, name)(config, dataclasses.asdict(together))  # as a form gives it
     _, bound, _ = app.parse_args(commands[0][3:], exit_on_error=False, print_error=False)
-    assert bound.arguments == {"config": stages.asked_file(name, config), "processes": Together(**together)}  # type: ignore[arg-type]
+    assert bound.arguments == {"config": stages.asked_file(name, config), "processes": together}
     with pytest.raises(Exception, match="expected rdzv_endpoint"):
         getattr(stages, name)(config, {"nnodes": 2})
 
