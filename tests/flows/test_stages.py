@@ -1,7 +1,7 @@
 """The flows: every stage in its order, one child a stage, and only what time may cure is tried again."""
 
-import dataclasses
 import contextlib
+import dataclasses
 import json
 import sys
 from pathlib import Path
